@@ -1,0 +1,1 @@
+//! Beside the resource: joins, holds the tunnel, serves SSH sessions, records them.

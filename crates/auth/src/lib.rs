@@ -1,0 +1,1 @@
+//! The Auth Service: keeps state, issues every certificate, takes the audit log and the recordings.

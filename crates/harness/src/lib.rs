@@ -1,0 +1,1 @@
+//! Whole clusters for tests and benches: real processes, real OpenSSH.

@@ -1,0 +1,1 @@
+//! The only place with sockets, TLS set-up, clocks and tasks.

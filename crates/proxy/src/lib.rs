@@ -1,0 +1,1 @@
+//! The Proxy Service: one TLS port, reverse tunnels, SSH gateway, web API.

@@ -1,0 +1,108 @@
+//! Audit events: what happened, to whom, by whom, with a stable name and code.
+//!
+//! Names follow the field's best-known system; codes are `L` and its number, `I` for success, `W` for a refusal or failure.
+//! The Auth Service gives each event its index and hash (`auth::audit`); here is only the content.
+
+use crate::{Extra, Time};
+use serde::{Deserialize, Serialize};
+
+macro_rules! events {
+    ($($name:ident = $text:literal, $code:literal : $meaning:literal),+ $(,)?) => {
+        /// The kinds of events this release writes. Events of other releases are kept as they are.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        pub enum EventKind { $(#[doc = $meaning] $name),+ }
+        impl EventKind {
+            /// Every kind, for the generated reference.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+            /// `session.start`
+            pub const fn name(self) -> &'static str { match self { $(Self::$name => $text),+ } }
+            /// `L2000I`
+            pub const fn code(self) -> &'static str { match self { $(Self::$name => $code),+ } }
+            pub const fn meaning(self) -> &'static str { match self { $(Self::$name => $meaning),+ } }
+        }
+    };
+}
+
+events! {
+    Login = "user.login", "L1000I": "a user logged in",
+    LoginFailed = "user.login", "L1000W": "a login was refused",
+    UserLocked = "user.lock", "L1008W": "an account was locked after repeated failures",
+    PasswordChange = "user.password_change", "L1005I": "a password was set through an invitation",
+    InviteCreate = "user.invite.create", "L6000I": "an invitation link was made",
+    CertCreate = "cert.create", "LC000I": "a certificate was issued",
+    CertRefused = "cert.create", "LC000W": "a certificate was refused",
+    SessionStart = "session.start", "L2000I": "a session began",
+    SessionEnd = "session.end", "L2004I": "a session ended",
+    SessionUpload = "session.upload", "L2005I": "a recording reached the sink",
+    SessionRejected = "session.rejected", "L1006W": "a session was refused",
+    SessionRecordingAccess = "session.recording.access", "L2012I": "a recording was read",
+    Exec = "exec", "L3002I": "a command ran and ended with status 0",
+    ExecFailed = "exec", "L3002E": "a command ended with another status or a signal",
+    Subsystem = "subsystem", "L3001I": "a subsystem was started",
+    PortForward = "port", "L3003I": "a port was forwarded",
+    RequestDenied = "ssh.request", "L3007W": "a channel or request was refused by policy",
+    Join = "instance.join", "LJ002I": "a member joined with a token",
+    JoinFailed = "instance.join", "LJ002W": "a join was refused",
+    ResourceCreate = "resource.create", "L9000I": "a document was created",
+    ResourceUpdate = "resource.update", "L9001I": "a document was updated",
+    ResourceDelete = "resource.delete", "L9002I": "a document was deleted",
+    AccessDenied = "access.denied", "L9003W": "a request was refused by the caller's roles",
+    VersionRefused = "version.refused", "LV001W": "a connection was refused because of its version",
+    VersionSkipped = "version.check_skipped", "LV002W": "a process runs with --skip-version-check",
+    AuthStart = "auth.start", "LA001I": "an Auth Service began to serve",
+}
+
+/// One event. On disk and on the wire: one JSON object with these names.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Event {
+    pub event: String,
+    pub code: String,
+    pub time: Time,
+    /// Unique id, given by whoever saw it happen; a repeated upload is recognised by it.
+    pub uid: uuid::Uuid,
+    /// Details: `user`, `login`, `sid`, `server_id`, `server_hostname`, `addr.remote`, `success`, `error`, `command`, …
+    #[serde(flatten)]
+    pub fields: Extra,
+}
+
+impl Event {
+    pub fn new(kind: EventKind, time: Time, uid: uuid::Uuid) -> Self {
+        Self { event: kind.name().into(), code: kind.code().into(), time, uid, fields: Extra::new() }
+    }
+    /// Adds a detail. Never a secret.
+    #[must_use]
+    pub fn with(mut self, field: &str, value: impl Into<serde_json::Value>) -> Self {
+        self.fields.insert(field.to_owned(), value.into());
+        self
+    }
+    pub fn is(&self, kind: EventKind) -> bool {
+        self.event == kind.name() && self.code == kind.code()
+    }
+    /// A detail as text; empty when absent or of another type.
+    pub fn text(&self, field: &str) -> &str {
+        self.fields.get(field).and_then(serde_json::Value::as_str).unwrap_or("")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn event_codes_are_unique() {
+        let codes: BTreeSet<_> = EventKind::ALL.iter().map(|kind| kind.code()).collect();
+        assert_eq!(codes.len(), EventKind::ALL.len());
+    }
+
+    #[test]
+    fn an_event_is_one_flat_object() {
+        let event = Event::new(EventKind::Login, Time::EPOCH, uuid::Uuid::nil()).with("user", "alice").with("success", true);
+        let json = serde_json::to_string(&event).unwrap();
+        assert_eq!(
+            json,
+            r#"{"event":"user.login","code":"L1000I","time":"1970-01-01T00:00:00Z","uid":"00000000-0000-0000-0000-000000000000","user":"alice","success":true}"#
+        );
+        assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event);
+    }
+}

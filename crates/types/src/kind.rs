@@ -1,0 +1,254 @@
+//! The kinds of documents and their specs, roles aside (`role.rs`).
+//!
+//! A new kind is a struct here with `impl Spec`, and its row in `rules::access` for who may do what. Secrets never stand in
+//! these specs: password hashes, second factors and CA private keys live under internal keys that the API does not serve.
+
+use crate::{ClusterName, Extra, HostId, Labels, ResourceName, SystemRole, Time, Ttl, Version, document::Spec, identity::Traits};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+macro_rules! kind {
+    ($type:ident = $kind:literal) => {
+        impl Spec for $type {
+            const KIND: &'static str = $kind;
+            const VERSION: &'static str = "v1";
+        }
+    };
+}
+
+/// A person or machine that may log in. The password hash and the second factor are elsewhere.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct User {
+    #[serde(default)]
+    pub roles: BTreeSet<ResourceName>,
+    #[serde(default)]
+    pub traits: Traits,
+    /// Who made the user, for the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+kind!(User = "user");
+
+/// A join token. The document's name is the *hash* of the secret, so that a leaked listing admits nobody.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Token {
+    /// What may join with it.
+    pub roles: BTreeSet<SystemRole>,
+    /// The first characters of the secret, to recognise it in `tctl tokens ls`.
+    #[serde(default)]
+    pub hint: String,
+    /// Labels given to whatever joins with it.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+kind!(Token = "token");
+
+/// An SSH host, kept alive by its agent's heartbeat; the document's name is the host id.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Node {
+    pub hostname: crate::NodeName,
+    /// `ip:port` when the host is reached directly; empty when by tunnel. The address is what the Auth Service observed,
+    /// never what the agent claimed (attack table, row 13).
+    #[serde(default)]
+    pub addr: String,
+    #[serde(default)]
+    pub use_tunnel: bool,
+    pub version: Version,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+kind!(Node = "node");
+
+/// One process of the cluster in the inventory: any role; the document's name is the host id.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Member {
+    pub hostname: String,
+    pub roles: BTreeSet<SystemRole>,
+    pub version: Version,
+    /// Changes at every start of the process.
+    pub boot_id: String,
+    pub started: Time,
+    pub last_seen: Time,
+    /// `active`, `draining`, or what a newer release says.
+    #[serde(default)]
+    pub state: String,
+    /// Set when the process runs with `--skip-version-check` (rule G6).
+    #[serde(default)]
+    pub skips_version_check: bool,
+    #[serde(default)]
+    pub labels: Labels,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+kind!(Member = "member");
+
+/// The public half of a certificate authority; the document's name is its type, `user` or `host`.
+///
+/// An unknown `algorithm` or CA type is data: skipped by whoever looks for keys it can use, never an error.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct CertAuthority {
+    pub cluster: ClusterName,
+    /// `user` or `host`.
+    #[serde(rename = "type")]
+    pub ca_type: String,
+    pub keys: Vec<CaKey>,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+kind!(CertAuthority = "cert_authority");
+
+/// One trusted key of an authority, in the form SSH and in the form TLS needs.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct CaKey {
+    /// `ed25519` or `ecdsa-p256`.
+    pub algorithm: String,
+    /// One line in OpenSSH's public key format.
+    pub ssh: String,
+    /// The self-signed CA certificate, PEM.
+    pub tls: String,
+    /// `sha256:<hex of SPKI>`: what `--ca-pin` compares.
+    pub pin: String,
+    /// Signs new certificates (one per algorithm), or is only trusted.
+    #[serde(default)]
+    pub active: bool,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// How people log in; a singleton named `cluster-auth-preference`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct AuthPreference {
+    #[serde(default = "local", rename = "type")]
+    pub auth_type: String,
+    /// `off` or `otp`.
+    #[serde(default)]
+    pub second_factor: SecondFactor,
+    /// Life of a certificate when the client asks for none.
+    #[serde(default = "twelve_hours")]
+    pub default_session_ttl: Ttl,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+kind!(AuthPreference = "cluster_auth_preference");
+fn local() -> String {
+    "local".into()
+}
+fn twelve_hours() -> Ttl {
+    Ttl::hours(12)
+}
+impl Default for AuthPreference {
+    fn default() -> Self {
+        Self { auth_type: local(), second_factor: SecondFactor::default(), default_session_ttl: twelve_hours(), extra: Extra::new() }
+    }
+}
+
+/// Whether a one-time code is asked for at login.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SecondFactor {
+    Off,
+    #[default]
+    Otp,
+}
+
+/// Refuses whatever its target names, until it expires or is removed; ends running sessions too.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Lock {
+    #[serde(default)]
+    pub target: LockTarget,
+    #[serde(default)]
+    pub message: String,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+kind!(Lock = "lock");
+
+/// Every field given must match for the lock to bite; a lock without any field matches nothing.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct LockTarget {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<HostId>,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// The cluster's name and id: a singleton named `cluster-name`, written once.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ClusterInfo {
+    pub cluster_name: ClusterName,
+    pub cluster_id: crate::name::ClusterId,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+kind!(ClusterInfo = "cluster_name");
+
+/// A recorded session in the Auth's sink; the document's name is the session id. Served by listing, not stored as a document.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Recording {
+    pub session: crate::SessionId,
+    pub user: String,
+    pub login: String,
+    pub host_id: HostId,
+    pub hostname: String,
+    /// `shell` or `exec`.
+    pub kind: String,
+    /// The command of an exec; empty for a shell.
+    #[serde(default)]
+    pub command: String,
+    pub started: Time,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Time>,
+    /// Bytes of the recording file.
+    pub size: u64,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Names of the singletons.
+pub mod singleton {
+    pub const CLUSTER_NAME: &str = "cluster-name";
+    pub const AUTH_PREFERENCE: &str = "cluster-auth-preference";
+}
+
+/// Kinds this release knows, in the order `tctl get all` prints them, with whether `tctl create` may write them.
+pub const KINDS: &[(&str, bool)] = &[
+    (ClusterInfo::KIND, false),
+    (AuthPreference::KIND, true),
+    (CertAuthority::KIND, false),
+    (crate::role::Role::KIND, true),
+    (User::KIND, true),
+    (Token::KIND, true),
+    (Lock::KIND, true),
+    (Node::KIND, false),
+    (Member::KIND, false),
+];
+
+/// The singular kind for what a user typed: plural, upper case and short forms are accepted.
+pub fn canonical_kind(typed: &str) -> String {
+    let lower = typed.to_ascii_lowercase();
+    let alias = match lower.as_str() {
+        "cap" | "cluster-auth-preference" => AuthPreference::KIND,
+        "ca" | "cas" | "cert_authorities" => CertAuthority::KIND,
+        "cluster-name" => ClusterInfo::KIND,
+        "ssh_node" => Node::KIND,
+        _ => "",
+    };
+    if !alias.is_empty() {
+        return alias.into();
+    }
+    let singular = lower.strip_suffix('s').unwrap_or(&lower);
+    match KINDS.iter().find(|(kind, _)| *kind == lower || *kind == singular) {
+        Some((kind, _)) => (*kind).into(),
+        None => lower,
+    }
+}
