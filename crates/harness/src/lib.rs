@@ -1,1 +1,3 @@
 //! Whole clusters for tests and benches: real processes, real OpenSSH.
+
+pub mod fuzz;

@@ -108,6 +108,8 @@ impl RoleSet {
         match user {
             CurrentUser::Unknown => Self::build(identity.roles.iter(), &identity.traits, &identity.traits, roles),
             CurrentUser::Deleted => Self::default(),
+            // A slip of the caller, and never a way to another's roles.
+            CurrentUser::Known(user) if user.name().as_str() != identity.user.as_str() => Self::default(),
             CurrentUser::Known(user) => {
                 let allow = intersection(&identity.traits, &user.spec.traits);
                 let deny = union(&identity.traits, &user.spec.traits);
@@ -121,7 +123,12 @@ impl RoleSet {
         Self::build(user.spec.roles.iter(), &user.spec.traits, &user.spec.traits, roles)
     }
 
-    fn build<'n>(names: impl Iterator<Item = &'n ResourceName>, allow: &Traits, deny: &Traits, roles: impl Fn(&ResourceName) -> Option<Document>) -> Self {
+    fn build<'n>(
+        names: impl Iterator<Item = &'n ResourceName>,
+        allow: &Traits,
+        deny: &Traits,
+        roles: impl Fn(&ResourceName) -> Option<Document>,
+    ) -> Self {
         let mut set = Self::default();
         for name in names {
             set.add(name, roles(name), allow, deny);
@@ -229,7 +236,9 @@ impl RoleSet {
 
     /// Whether a host with these labels may be listed.
     pub fn can_see_node(&self, labels: &Labels) -> bool {
-        !self.refuses_all() && !self.roles.iter().any(|role| role.deny.nodes.forbids(labels)) && self.roles.iter().any(|role| role.allow.nodes.matches(labels))
+        !self.refuses_all()
+            && !self.roles.iter().any(|role| role.deny.nodes.forbids(labels))
+            && self.roles.iter().any(|role| role.allow.nodes.matches(labels))
     }
 
     /// The logins that the roles allow at a host with these labels; the certificate may have fewer.
@@ -285,7 +294,7 @@ fn speaks_of(rule: &Rule, kind: &str, verb: &str) -> bool {
     kinds && rule.verbs.iter().any(|text| text == "*" || text == verb)
 }
 
-fn intersection(a: &Traits, b: &Traits) -> Traits {
+pub(crate) fn intersection(a: &Traits, b: &Traits) -> Traits {
     let common = |name: &String, values: &Vec<String>| {
         let other = b.get(name)?;
         Some((name.clone(), values.iter().filter(|value| other.contains(value)).cloned().collect()))
@@ -354,6 +363,25 @@ pub fn decide_session(request: &SessionRequest<'_>) -> Result<Permit<OpenSession
     }))
 }
 
+impl SessionOptions {
+    /// May one more session be opened on a connection that has `open`?
+    pub fn another_session(&self, open: u32) -> Result<(), Denied> {
+        if open < self.max_sessions {
+            Ok(())
+        } else {
+            Err(Denied::Limit { what: "sessions over one connection", limit: self.max_sessions })
+        }
+    }
+
+    /// May this user make one more connection to a host where he has `open`?
+    pub fn another_connection(&self, open: u32) -> Result<(), Denied> {
+        match self.max_connections {
+            Some(limit) if open >= limit => Err(Denied::Limit { what: "connections to one host", limit }),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
 /// Whether a user's identity may be used at all: right cluster, not ended, from the right address. Asked for each request,
 /// since connections outlive certificates.
 pub fn in_force(cluster: &ClusterName, identity: &UserIdentity, peer: Option<IpAddr>, now: Time) -> Result<(), Denied> {
@@ -371,4 +399,4 @@ pub fn in_force(cluster: &ClusterName, identity: &UserIdentity, peer: Option<IpA
 
 #[cfg(test)]
 #[path = "access/tests.rs"]
-mod tests;
+pub(crate) mod tests;

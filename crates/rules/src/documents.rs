@@ -224,7 +224,11 @@ pub fn decide_write(caller: Caller<'_>, kind: &str, verb: Verb, name: &ResourceN
                 Reach::None => false,
             },
         };
-    if allowed { Ok(Permit::grant(Write { kind: kind.to_owned(), name: name.clone(), verb })) } else { Err(denied(caller, verb, kind, Some(name))) }
+    if allowed {
+        Ok(Permit::grant(Write { kind: kind.to_owned(), name: name.clone(), verb }))
+    } else {
+        Err(denied(caller, verb, kind, Some(name)))
+    }
 }
 
 fn denied(caller: Caller<'_>, verb: Verb, kind: &str, name: Option<&ResourceName>) -> Denied {
@@ -253,12 +257,16 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
     let (read, write) = match role {
         SystemRole::Admin => (Reach::All, Reach::All),
         SystemRole::Auth => match kind {
-            Kind::Role | Kind::User | Kind::Token | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo | Kind::AuthPreference => (Reach::All, Reach::None),
+            Kind::Role | Kind::User | Kind::Token | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo | Kind::AuthPreference => {
+                (Reach::All, Reach::None)
+            }
             Kind::Node | Kind::Event | Kind::Recording | Kind::Other(_) => (Reach::All, Reach::None),
             Kind::Member => (Reach::All, Reach::Own),
         },
         SystemRole::Proxy => match kind {
-            Kind::Role | Kind::User | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo | Kind::AuthPreference => (Reach::All, Reach::None),
+            Kind::Role | Kind::User | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo | Kind::AuthPreference => {
+                (Reach::All, Reach::None)
+            }
             Kind::Node => (Reach::All, Reach::None),
             Kind::Member => (Reach::Own, Reach::Own),
             // It reports refusals at its doors; it never learns what others reported.
@@ -266,7 +274,9 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
             Kind::Token | Kind::Recording | Kind::Other(_) => (Reach::None, Reach::None),
         },
         SystemRole::Node | SystemRole::Db => match kind {
-            Kind::Role | Kind::User | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo | Kind::AuthPreference => (Reach::All, Reach::None),
+            Kind::Role | Kind::User | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo | Kind::AuthPreference => {
+                (Reach::All, Reach::None)
+            }
             // Hosts do not learn of each other.
             Kind::Node | Kind::Member => (Reach::Own, Reach::Own),
             Kind::Event | Kind::Recording => (Reach::None, Reach::Own),
@@ -289,8 +299,11 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
 
 /// The table as text, for the snapshot and the generated reference.
 pub fn table() -> String {
-    let roles = [SystemRole::Admin, SystemRole::Auth, SystemRole::Proxy, SystemRole::Node, SystemRole::Db, SystemRole::Other("future".into())];
-    let mut lines = vec![format!("{:<24}{:<8}{}", "kind", "role", Verb::ALL.map(|verb| format!("{:<8}", verb.as_str())).concat()).trim_end().to_owned()];
+    let roles =
+        [SystemRole::Admin, SystemRole::Auth, SystemRole::Proxy, SystemRole::Node, SystemRole::Db, SystemRole::Other("future".into())];
+    let mut lines = vec![
+        format!("{:<24}{:<8}{}", "kind", "role", Verb::ALL.map(|verb| format!("{:<8}", verb.as_str())).concat()).trim_end().to_owned(),
+    ];
     for kind in Kind::ALL.into_iter().chain([Kind::Other("future".into())]) {
         for role in &roles {
             let cells = Verb::ALL.map(|verb| match host_reach(role, &kind, verb) {
@@ -303,3 +316,7 @@ pub fn table() -> String {
     }
     lines.join("\n")
 }
+
+#[cfg(test)]
+#[path = "documents/tests.rs"]
+mod tests;

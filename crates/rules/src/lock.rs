@@ -55,7 +55,7 @@ fn names(lock: &Resource<Lock>, subject: &Subject<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{check as check_lock, *};
     use crate::access::tests::identity;
     use types::{Extra, Metadata, kind::LockTarget};
 
@@ -71,7 +71,7 @@ mod tests {
         let (root, host) = (Login::new("root").unwrap(), HostId::from_uuid(uuid_of(1)));
         let check = |target: LockTarget, want: bool| {
             let subject = Subject { identity: &identity, login: Some(&root), host: Some(host) };
-            assert_eq!(super::check(&lock(target.clone(), None), &subject, Time::EPOCH).is_err(), want, "{target:?}");
+            assert_eq!(check_lock(&lock(target.clone(), None), &subject, Time::EPOCH).is_err(), want, "{target:?}");
         };
         let target = LockTarget::default;
         check(target(), false);
@@ -85,10 +85,9 @@ mod tests {
         check(LockTarget { user: Some("alice".into()), extra: Extra::from_iter([("device".to_owned(), "x".into())]), ..target() }, true);
     }
 
-    fn uuid_of(last: u128) -> types_uuid::Uuid {
-        types_uuid::Uuid::from_u128(last)
+    fn uuid_of(last: u128) -> uuid::Uuid {
+        uuid::Uuid::from_u128(last)
     }
-    use uuid as types_uuid;
 
     #[test]
     fn a_lock_ends_when_it_says() {

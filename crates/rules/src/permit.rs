@@ -148,6 +148,10 @@ pub enum Denied {
     Document { who: String, verb: &'static str, what: String },
     #[error("{what} is refused: {why}")]
     Policy { what: String, why: &'static str },
+    #[error("the limit of {limit} {what} is reached")]
+    Limit { what: &'static str, limit: u32 },
+    #[error("the host \"{hostname}\" is registered but not connected")]
+    Offline { hostname: String },
     #[error("{who} may not {what}")]
     NotAllowed { who: String, what: String },
     #[error("the join token is not valid: {why}")]
@@ -167,17 +171,21 @@ impl Denied {
     pub fn public(&self) -> Public {
         let restricted = || Public::new(Code::AccessIdentity, "the certificate may not be used for this");
         match self {
-            Self::Expired { at, .. } => Public::new(Code::LoginExpired, format!("the certificate ended at {at}")).hint("log in again: tsh login"),
-            Self::Cluster { .. } => Public::new(Code::AccessIdentity, "the certificate is not of this cluster").hint("log in to this cluster: tsh login"),
+            Self::Expired { at, .. } => {
+                Public::new(Code::LoginExpired, format!("the certificate ended at {at}")).hint("log in again: tsh login")
+            }
+            Self::Cluster { .. } => {
+                Public::new(Code::AccessIdentity, "the certificate is not of this cluster").hint("log in to this cluster: tsh login")
+            }
             Self::Restricted(why) => Public::new(Code::AccessIdentity, format!("the certificate is restricted: {why}")),
             Self::Address { .. } => restricted().hint("it is bound to another address; log in again from here"),
-            Self::Certificate(_) => Public::new(Code::AccessIdentity, "no certificate that this cluster accepts").hint("log in again: tsh login"),
-            Self::Node { asked } => {
-                Public::new(Code::NodeUnknown, format!("no host \"{asked}\", or no access to it")).hint("list the hosts you can reach: tsh ls")
+            Self::Certificate(_) => {
+                Public::new(Code::AccessIdentity, "no certificate that this cluster accepts").hint("log in again: tsh login")
             }
-            Self::Ambiguous { asked, candidates } => {
-                Public::new(Code::NodeAmbiguous, format!("several hosts are called \"{asked}\"")).hint(format!("name one by its id: {candidates}"))
-            }
+            Self::Node { asked } => Public::new(Code::NodeUnknown, format!("no host \"{asked}\", or no access to it"))
+                .hint("list the hosts you can reach: tsh ls"),
+            Self::Ambiguous { asked, candidates } => Public::new(Code::NodeAmbiguous, format!("several hosts are called \"{asked}\""))
+                .hint(format!("name one by its id: {candidates}")),
             Self::Login { login, host, allowed, .. } => {
                 let error = Public::new(Code::AccessDenied, format!("no role allows login \"{login}\" on \"{host}\""));
                 if allowed.is_empty() { error } else { error.hint(format!("logins you may use: {}", allowed.join(", "))) }
@@ -188,12 +196,23 @@ impl Denied {
             Self::Locked { message } => Public::new(Code::AccessLocked, format!("a lock is in force: {message}")),
             Self::Document { verb, what, .. } => Public::new(Code::AccessDenied, format!("no role allows you to {verb} {what}")),
             Self::Policy { what, why } => Public::new(Code::AccessDenied, format!("{what} is refused: {why}")),
+            Self::Limit { what, limit } => {
+                Public::new(Code::AccessLimit, format!("the limit of {limit} {what} is reached")).hint("close one first")
+            }
+            Self::Offline { hostname } => {
+                Public::new(Code::NodeOffline, format!("the host \"{hostname}\" is registered but not connected"))
+                    .hint("its agent reconnects by itself; look at the agent's log if it does not")
+            }
             Self::NotAllowed { what, .. } => Public::new(Code::AccessDenied, format!("you may not {what}")),
             Self::Token { .. } => Public::new(Code::TokenInvalid, "the join token is unknown, expired or not for this role")
                 .hint("make a new one: tctl tokens add --type=node"),
-            Self::Invite { .. } => Public::new(Code::InviteInvalid, "the invitation is unknown, used or expired").hint("ask an administrator for a new one"),
+            Self::Invite { .. } => {
+                Public::new(Code::InviteInvalid, "the invitation is unknown, used or expired").hint("ask an administrator for a new one")
+            }
             Self::LoginFailed { .. } => Public::new(Code::LoginFailed, "wrong user name, password or one-time code"),
-            Self::LoginLocked { .. } => Public::new(Code::LoginLocked, "too many failed logins; the account is locked for a while").hint("try again in 20 minutes"),
+            Self::LoginLocked { .. } => {
+                Public::new(Code::LoginLocked, "too many failed logins; the account is locked for a while").hint("try again in 20 minutes")
+            }
         }
     }
 }

@@ -30,7 +30,11 @@ fn editor() -> Option<Resource<Role>> {
         rule(&["member", "node"], &["list", "read", "delete"]),
         rule(&["cert_authority", "cluster_name"], &["list", "read"]),
     ];
-    preset("editor", "change users, roles, tokens, locks and preferences", Role { allow: Conditions { rules, ..Conditions::default() }, ..Role::default() })
+    preset(
+        "editor",
+        "change users, roles, tokens, locks and preferences",
+        Role { allow: Conditions { rules, ..Conditions::default() }, ..Role::default() },
+    )
 }
 
 /// Read what happened: audit events and recordings.

@@ -13,7 +13,11 @@ const MAX_CANDIDATES: usize = 10;
 /// Finds the host that `asked` means: a host id, a host name, or `name.cluster`.
 ///
 /// Host names compare without regard to ASCII case, as in DNS; an id beats a name.
-pub fn resolve<'n>(asked: &str, cluster: &ClusterName, visible: impl IntoIterator<Item = &'n Resource<Node>>) -> Result<Permit<Dial>, Denied> {
+pub fn resolve<'n>(
+    asked: &str,
+    cluster: &ClusterName,
+    visible: impl IntoIterator<Item = &'n Resource<Node>>,
+) -> Result<Permit<Dial>, Denied> {
     let asked_id = asked.parse::<HostId>().ok();
     let short = asked.len().checked_sub(cluster.as_str().len() + 1).and_then(|cut| {
         let (name, rest) = asked.split_at_checked(cut)?;
@@ -60,7 +64,13 @@ mod tests {
     fn node(id: u128, name: &str, env: &str) -> Resource<Node> {
         let mut metadata = Metadata::named(&HostId::from_uuid(uuid::Uuid::from_u128(id)));
         metadata.labels = types::label::parse_labels(env).unwrap();
-        let spec = Node { hostname: NodeName::new(name).unwrap(), addr: String::new(), use_tunnel: true, version: Version::new(1, 0, 0), extra: Extra::new() };
+        let spec = Node {
+            hostname: NodeName::new(name).unwrap(),
+            addr: String::new(),
+            use_tunnel: true,
+            version: Version::new(1, 0, 0),
+            extra: Extra::new(),
+        };
         Resource::new(metadata, spec)
     }
     fn find(asked: &str) -> Result<u128, Denied> {
@@ -90,7 +100,9 @@ mod tests {
 
     #[test]
     fn attack_row_13_addresses_and_unknown_names_reach_nothing() {
-        for asked in ["", ".example", "node2", "127.0.0.1", "169.254.169.254", "localhost", "node1:22", "[::1]", "node1.other", "nöde.example"] {
+        for asked in
+            ["", ".example", "node2", "127.0.0.1", "169.254.169.254", "localhost", "node1:22", "[::1]", "node1.other", "nöde.example"]
+        {
             assert!(find(asked).unwrap_err().public().is(Code::NodeUnknown), "{asked}");
         }
     }

@@ -55,7 +55,11 @@ pub fn expand(text: &str, traits: &Traits) -> Result<Vec<Expanded>, BadText> {
         return Err(bad());
     }
     let values = traits.get(name).map(Vec::as_slice).unwrap_or_default();
-    Ok(values.iter().filter(|value| !value.is_empty()).map(|value| Expanded { text: format!("{prefix}{value}{suffix}"), from_trait: true }).collect())
+    Ok(values
+        .iter()
+        .filter(|value| !value.is_empty())
+        .map(|value| Expanded { text: format!("{prefix}{value}{suffix}"), from_trait: true })
+        .collect())
 }
 
 fn shown(text: &str) -> String {
@@ -81,7 +85,9 @@ impl Pattern {
         }
         // Anchored by us: of `^a|b$` the anchors would each bind to one branch only.
         if let Some(inner) = text.strip_prefix('^').and_then(|rest| rest.strip_suffix('$')) {
-            return compile(&format!("^(?:{inner})$")).map(Self::Expression).ok_or_else(|| BadText::Pattern(shown(text)));
+            // By itself too: `^a)|(?:b$` would close our group and open another.
+            let whole = compile(inner).and_then(|_| compile(&format!("^(?:{inner})$")));
+            return whole.map(Self::Expression).ok_or_else(|| BadText::Pattern(shown(text)));
         }
         if text.contains('*') {
             let glob = text.split('*').map(regex::escape).collect::<Vec<_>>().join(".*");
@@ -164,7 +170,10 @@ mod tests {
         ])
     }
     fn selector(pairs: &[(&str, &[&str])]) -> Result<Selector, BadText> {
-        let labels = pairs.iter().map(|(key, values)| ((*key).to_owned(), OneOrMany(values.iter().map(|value| (*value).to_owned()).collect()))).collect();
+        let labels = pairs
+            .iter()
+            .map(|(key, values)| ((*key).to_owned(), OneOrMany(values.iter().map(|value| (*value).to_owned()).collect())))
+            .collect();
         Selector::read(&labels, &traits())
     }
     fn labels(text: &str) -> Labels {
@@ -186,7 +195,17 @@ mod tests {
 
     #[test]
     fn what_is_not_a_template_is_an_error_and_not_a_literal() {
-        for bad in ["{{", "}}", "{{}}", "{{logins}}", "{{internal.}}", "{{other.x}}", "{{internal.a}}{{internal.b}}", "{{email.local(external.x)}}", "{{internal.a b}}"] {
+        for bad in [
+            "{{",
+            "}}",
+            "{{}}",
+            "{{logins}}",
+            "{{internal.}}",
+            "{{other.x}}",
+            "{{internal.a}}{{internal.b}}",
+            "{{email.local(external.x)}}",
+            "{{internal.a b}}",
+        ] {
             assert!(expand(bad, &traits()).is_err(), "{bad}");
         }
         assert_eq!(expand(&"x".repeat(2000), &traits()), Err(BadText::TooLong));
@@ -230,6 +249,7 @@ mod tests {
         assert_eq!(selector(&[("*", &["prod"])]).unwrap_err(), BadText::Star);
         assert_eq!(selector(&[("*", &[])]).unwrap_err(), BadText::Star);
         assert!(matches!(selector(&[("env", &["^($"])]), Err(BadText::Pattern(_))));
+        assert!(matches!(selector(&[("env", &["^a)|(?:b$"])]), Err(BadText::Pattern(_))));
         assert!(matches!(selector(&[("env", &["^(a{1000}){1000}$"])]), Err(BadText::Pattern(_))));
         assert!(matches!(selector(&[("{{internal.env}}", &["x"])]), Err(BadText::Template(_))));
     }

@@ -45,7 +45,10 @@ mod tests {
     fn token(roles: &[SystemRole], expires: i64) -> Resource<Token> {
         let mut metadata = Metadata::named(ResourceName::new("h").unwrap());
         metadata.expires = Some(Time::from_unix(expires));
-        Resource::new(metadata, Token { roles: roles.iter().cloned().collect(), hint: String::new(), labels: Labels::new(), extra: Extra::new() })
+        Resource::new(
+            metadata,
+            Token { roles: roles.iter().cloned().collect(), hint: String::new(), labels: Labels::new(), extra: Extra::new() },
+        )
     }
 
     #[test]

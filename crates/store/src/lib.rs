@@ -5,6 +5,7 @@
 //! control record asks for a higher one (design 3.4). Only `auth` opens a store; it uses [`documents`] and
 //! [`control`] on top. Drivers: [`memory`] (the strictest, for tests and caches) and [`sqlite`] (the default).
 //! A new driver is a module, a feature, and one line in `tests/it`; the trait does not change for it.
+#![cfg_attr(not(all(feature = "memory", feature = "sqlite")), allow(dead_code, reason = "drivers share what one alone may not need"))]
 
 mod batch;
 mod clock;
@@ -27,7 +28,7 @@ pub use key::{BadKey, Key, MAX_KEY};
 #[cfg(feature = "memory")]
 pub use memory::Memory;
 #[cfg(feature = "sqlite")]
-//pub use sqlite::Sqlite;
+pub use sqlite::Sqlite;
 pub use watch::{Event, Watch, WatchError};
 
 use bytes::Bytes;

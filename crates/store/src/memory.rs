@@ -7,8 +7,8 @@
 use crate::batch::{fence, whole_millis};
 use crate::watch::{Commit, Hub, Room};
 use crate::{
-    Batch, BatchError, Clock, CommitError, Committed, Condition, Event, Item, Key, MAX_CHANGES, MAX_PAGE, Op, Page, Store, StoreError, Watch,
-    WatchError, WriterEpoch,
+    Batch, BatchError, Clock, CommitError, Committed, Condition, Event, Item, Key, MAX_CHANGES, MAX_PAGE, Op, Page, Store, StoreError,
+    Watch, WatchError, WriterEpoch,
 };
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, ready};
@@ -147,7 +147,13 @@ impl Memory {
         }
     }
 
-    fn keep_alive_now(&self, key: &Key, revision: Option<u64>, expires: Time, writer: Option<WriterEpoch>) -> Result<Committed, CommitError> {
+    fn keep_alive_now(
+        &self,
+        key: &Key,
+        revision: Option<u64>,
+        expires: Time,
+        writer: Option<WriterEpoch>,
+    ) -> Result<Committed, CommitError> {
         self.open()?;
         key.proper().map_err(BatchError::from)?;
         if *key == Key::control() {
@@ -169,15 +175,11 @@ impl Memory {
         let now = self.shared.clock.now();
         let mut data = self.lock();
         let revision = data.revision + 1;
-        let due: Vec<Event> = data
-            .rows
-            .iter()
-            .filter(|(_, row)| !row.lives(now))
-            .map(|(key, _)| Event::Delete { key: key.clone(), revision })
-            .take(MAX_CHANGES)
-            .collect();
+        let mut due: Vec<_> = data.rows.iter().filter(|(_, row)| !row.lives(now)).map(|(key, row)| (row.expires, key.clone())).collect();
+        due.sort();
+        due.truncate(MAX_CHANGES);
         let count = due.len();
-        self.publish(&mut data, due);
+        self.publish(&mut data, due.into_iter().map(|(_, key)| Event::Delete { key, revision }).collect());
         Ok(count)
     }
 

@@ -255,11 +255,7 @@ impl Hub {
         Self { hint: watch::Sender::new(revision), ring: Mutex::new(ring), room }
     }
 
-    /// The newest revision published.
-    pub(crate) fn latest(&self) -> u64 {
-        self.lock().latest
-    }
-
+    #[cfg(feature = "sqlite")]
     pub(crate) fn has_watchers(&self) -> bool {
         self.hint.receiver_count() > 0
     }
@@ -276,7 +272,25 @@ impl Hub {
             }
             ring.latest
         };
+        self.tell(latest);
+    }
+
+    fn tell(&self, latest: u64) {
         self.hint.send_if_modified(|seen| std::mem::replace(seen, (*seen).max(latest)) < latest);
+    }
+
+    /// Learns that the store is at that revision without having its commits: watches fetch them from the history.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn advance(&self, revision: u64) {
+        {
+            let mut ring = self.lock();
+            if revision <= ring.latest {
+                return;
+            }
+            ring.empty();
+            ring.latest = revision;
+        }
+        self.tell(revision);
     }
 
     /// Up to `most` commits after that revision, or the oldest revision held.
@@ -306,12 +320,16 @@ impl Ring {
             return;
         }
         if commit.revision != self.latest + 1 {
-            self.commits.clear();
-            self.bytes = 0;
+            self.empty();
         }
         self.latest = commit.revision;
         self.bytes += commit.size();
         self.commits.push_back(commit);
+    }
+
+    fn empty(&mut self) {
+        self.commits.clear();
+        self.bytes = 0;
     }
 
     fn drop_oldest(&mut self) {

@@ -45,6 +45,17 @@ impl SystemRole {
             Self::Auth | Self::Proxy | Self::Admin | Self::Other(_) => false,
         }
     }
+    /// The admission window in the control record that a process of this role falls under; `draining` when it serves its
+    /// last sessions. `None` for what is no member, or is not known here.
+    pub fn window(&self, draining: bool) -> Option<&'static str> {
+        match self {
+            Self::Auth => Some("auth"),
+            Self::Proxy | Self::Node | Self::Db if draining => Some("draining"),
+            Self::Proxy => Some("proxy"),
+            Self::Node | Self::Db => Some("agent"),
+            Self::Admin | Self::Other(_) => None,
+        }
+    }
 }
 impl std::fmt::Display for SystemRole {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

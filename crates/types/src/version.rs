@@ -23,6 +23,10 @@ impl Version {
     pub fn is_prerelease(&self) -> bool {
         !self.0.pre.is_empty()
     }
+    /// Release order by Semantic Versioning, for lists and filters. Compatibility never asks this.
+    pub fn release_order(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.cmp_precedence(&other.0)
+    }
     /// The oldest major a server of this version still serves, as a version (`min_client_version` of rule G1).
     pub fn oldest_client(&self) -> Self {
         Self::new(self.major().saturating_sub(1), 0, 0)

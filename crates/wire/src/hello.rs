@@ -12,7 +12,7 @@
 use crate::capability;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use types::{Extra, Public, Skew, Version, version::Direction};
+use types::{Code, Extra, Public, Skew, SystemRole, Version, version::Direction};
 
 /// The first bytes of every handshake payload.
 pub const MAGIC: &[u8; 4] = b"LGH1";
@@ -83,6 +83,44 @@ pub fn judge(direction: Direction, client: &Hello, server: &Hello) -> Skew {
     Skew::judge(direction, client.parsed().as_ref(), server.parsed().as_ref())
 }
 
+/// The verdict on an edge, the same on both ends: [`judge`], and rule G6 for Proxies and resource services.
+///
+/// A host that finds a server one major behind is refused with the cure `--skip-version-check`; when it runs with that
+/// flag it is accepted, and [`skipped`] tells the server to write that to the audit log.
+pub fn decide(direction: Direction, client: &Hello, server: &Hello) -> Verdict {
+    let Skew::Refused(public) = judge(direction, client, server) else { return Verdict::Accept };
+    match older_server(client, server) {
+        Some(1) if client.skips_version_check => Verdict::Accept,
+        Some(ahead) => Verdict::Refuse(server_too_old(client, server, ahead)),
+        None => Verdict::Refuse(public),
+    }
+}
+
+/// Whether the edge is accepted only because the client runs with `--skip-version-check`.
+pub fn skipped(direction: Direction, client: &Hello, server: &Hello) -> bool {
+    decide(direction, client, server) == Verdict::Accept && judge(direction, client, server).accepted().is_err()
+}
+
+/// By how many majors the server is behind, when the client is a host, which rule G6 is about.
+fn older_server(client: &Hello, server: &Hello) -> Option<u64> {
+    let host = match client.role.parse().unwrap_or(SystemRole::Other(String::new())) {
+        SystemRole::Proxy | SystemRole::Node | SystemRole::Db => true,
+        SystemRole::Auth | SystemRole::Admin | SystemRole::Other(_) => false,
+    };
+    let ahead = client.parsed()?.major().checked_sub(server.parsed()?.major())?;
+    (host && ahead > 0).then_some(ahead)
+}
+
+fn server_too_old(client: &Hello, server: &Hello, ahead: u64) -> Public {
+    let (service, code) = match server.role.as_str() {
+        "auth" => ("Auth Service", Code::VersionAuthOlder),
+        _ => ("server", Code::VersionTooNew),
+    };
+    let upgrade = format!("upgrade the {service} first, or use {} here", server.version);
+    let flag = if ahead == 1 { "; --skip-version-check turns this refusal into a warning" } else { "" };
+    Public::new(code, format!("you {}, {service} {}: newer than the {service}", client.version, server.version)).hint(upgrade + flag)
+}
+
 /// Why bytes are not a handshake message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadHello {
@@ -139,5 +177,73 @@ mod tests {
             assert!(judge(Direction::ServerFirst, &peer, &ours).accepted().is_err(), "{version:?}");
         }
         assert_eq!(decode::<Hello>(b"SSH-2.0-OpenSSH"), Err(BadHello::NotLockgate));
+    }
+
+    fn hello(role: &str, version: &str, skips: bool) -> Hello {
+        Hello { version: version.into(), skips_version_check: skips, ..Hello::ours(&Version::new(0, 0, 0), role) }
+    }
+
+    const CLIENTS: [&str; 7] = ["tsh", "tctl", "proxy", "node", "db", "auth", "someone-new"];
+    const SERVERS: [&str; 4] = ["auth", "proxy", "node", "someone-new"];
+
+    #[test]
+    fn g4_g6_every_pair_of_roles_at_every_distance_has_the_verdict_of_the_table() {
+        let check = |client: &Hello, server: &Hello, want: Option<Code>| {
+            let got = match decide(Direction::ServerFirst, client, server) {
+                Verdict::Accept => None,
+                Verdict::Refuse(public) => Some(public.known().unwrap()),
+            };
+            assert_eq!(got, want, "{client:?} to {server:?}");
+            let plain = judge(Direction::ServerFirst, client, server).accepted().is_ok();
+            assert_eq!(skipped(Direction::ServerFirst, client, server), got.is_none() && !plain);
+        };
+        for (c, s, skips) in CLIENTS.into_iter().flat_map(|c| SERVERS.into_iter().flat_map(move |s| [(c, s, false), (c, s, true)])) {
+            let host = matches!(c, "proxy" | "node" | "db");
+            let newer = Some(if host && s == "auth" { Code::VersionAuthOlder } else { Code::VersionTooNew });
+            let table = [
+                ("8.1.0", None),
+                ("8.0.0-rc.1", None),
+                ("7.0.0", None),
+                ("7.0.0-rc.1", None),
+                ("6.9.9", Some(Code::VersionTooOld)),
+                ("9.0.0", if host && skips { None } else { newer }),
+                ("9.0.0-rc.1", if host && skips { None } else { newer }),
+                ("10.0.0", newer),
+                ("", Some(Code::VersionUnreadable)),
+                ("eight", Some(Code::VersionUnreadable)),
+            ];
+            for (version, want) in table {
+                check(&hello(c, version, skips), &hello(s, "8.3.0", false), want);
+            }
+            check(&hello(c, "8.0.0", skips), &hello(s, "soon", false), Some(Code::VersionUnreadable));
+        }
+    }
+
+    #[test]
+    fn g6_the_cure_names_the_flag_only_where_it_helps() {
+        let check = |client: &str, server: &str, want: &str| match decide(Direction::ServerFirst, &hello("proxy", client, false), &hello(server, "8.3.7", false)) {
+            Verdict::Refuse(public) => assert_eq!(format!("{}: {}; {}", public.code, public.message, public.hint.unwrap()), want),
+            Verdict::Accept => panic!("accepted"),
+        };
+        check(
+            "9.0.0",
+            "auth",
+            "LG-VERSION-007: you 9.0.0, Auth Service 8.3.7: newer than the Auth Service; \
+             upgrade the Auth Service first, or use 8.3.7 here; --skip-version-check turns this refusal into a warning",
+        );
+        check("10.0.0", "auth", "LG-VERSION-007: you 10.0.0, Auth Service 8.3.7: newer than the Auth Service; upgrade the Auth Service first, or use 8.3.7 here");
+        check(
+            "9.0.0",
+            "proxy",
+            "LG-VERSION-002: you 9.0.0, server 8.3.7: newer than the server; \
+             upgrade the server first, or use 8.3.7 here; --skip-version-check turns this refusal into a warning",
+        );
+    }
+
+    #[test]
+    fn a_server_cannot_waive_the_check_for_its_clients() {
+        let verdict = decide(Direction::ServerFirst, &hello("node", "9.0.0", false), &hello("auth", "8.0.0", true));
+        assert!(matches!(verdict, Verdict::Refuse(_)));
+        assert_eq!(decide(Direction::CallerSpeaksOlder, &hello("auth", "9.0.0", false), &hello("node", "8.0.0", false)), Verdict::Accept);
     }
 }

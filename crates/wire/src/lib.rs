@@ -7,6 +7,7 @@
 pub mod alpn;
 pub mod api;
 pub mod capability;
+pub mod credentials;
 pub mod edge;
 pub mod frame;
 pub mod hello;

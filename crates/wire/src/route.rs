@@ -3,6 +3,9 @@
 //! One [`Dial`] frame up, one [`Dialed`] frame down, then the bytes are SSH's. A target is a name or a host id, never an
 //! address (attack table, row 13): the type has no place for one. The same `Dial` opens a direct TLS connection to an agent.
 
+/// Both frames are plain JSON, like the tunnel's messages.
+pub use crate::tunnel::{BadMessage, decode, encode};
+
 use serde::{Deserialize, Serialize};
 use types::{ClusterName, Extra, HostId, NodeName, Public};
 

@@ -1,0 +1,67 @@
+# `make` lists what there is. What a target does is in cargo, crates/xtask or scripts/; this file only orders it.
+SHELL := /bin/sh
+.SHELLFLAGS := -euc
+MAKEFLAGS += --no-print-directory
+
+DENY_VERSION := 0.20.2
+DENY_STAMP := .cache/tools/.cargo-deny-$(DENY_VERSION)
+# Seconds for each target of `make fuzz`; KEEP=1 adds inputs that got somewhere new to the corpus.
+SECONDS := 60
+KEEP := 0
+PREFIX := /usr/local
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: deps
+deps: ## what building and the demo need (Debian packages; only those missing)
+	@scripts/deps.sh build-essential expect
+
+.PHONY: test-deps
+test-deps: deps ## what the tests need besides: the real OpenSSH, git, rsync
+	@scripts/deps.sh git openssh-client openssh-server rsync
+
+.PHONY: build
+build: deps ## the program, optimised, with its two other names, in target/demo
+	cargo build --locked --profile demo --package cli --bin lockgate
+	@ln -sfn lockgate target/demo/tsh
+	@ln -sfn lockgate target/demo/tctl
+
+.PHONY: demo
+demo: build ## a cluster from nothing to a recorded shell, each command shown
+	@scripts/demo.sh target/demo
+
+.PHONY: test
+test: test-deps ## all tests
+	cargo build --locked --workspace --bin lockgate
+	cargo test --locked --workspace
+
+.PHONY: check
+check: deps tools ## format, lints, arrows, generated files, documentation, licences, advisories
+	cargo xtask check
+
+.PHONY: tools
+tools: $(DENY_STAMP) ## cargo-deny, compiled once into .cache/tools
+
+$(DENY_STAMP):
+	cargo install cargo-deny --quiet --locked --version $(DENY_VERSION) --root .cache/tools
+	@touch $@
+
+.PHONY: bench
+bench: build test-deps ## against the OpenSSH of this machine; writes bench/RESULTS.md
+	cargo bench --locked --profile demo --package harness
+
+.PHONY: fuzz
+fuzz: ## every parser of a stranger's bytes, SECONDS=60 each
+	FUZZ_SECONDS=$(SECONDS) FUZZ_KEEP=$(KEEP) cargo test --locked --package harness --test it fuzz -- --nocapture
+
+.PHONY: install
+install: deps ## a release build into PREFIX=/usr/local
+	cargo build --locked --release --package cli --bin lockgate
+	@scripts/install.sh target/release/lockgate "$(PREFIX)"
+
+.PHONY: clean
+clean: ## everything that was built, tools too
+	cargo clean
+	rm -rf .cache fuzz/current

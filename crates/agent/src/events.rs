@@ -1,0 +1,228 @@
+//! Audit events of this host: written to disk at once, delivered in order, forgotten when the Auth Service has them.
+//!
+//! New events are appended to `events.jsonl` and synced; the delivery takes the whole file away under another name, sends
+//! it in batches, and deletes it after the last was acknowledged. A process that dies in between sends some events twice:
+//! they have uids. When the disk is full, events still travel from memory, and the log says so.
+
+use crate::world::Upstream;
+use net::backoff::Backoff;
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, BufRead, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::mpsc;
+use types::Event;
+
+const QUEUE: usize = 1024;
+const BATCH: usize = 100;
+const FRESH: &str = "events.jsonl";
+const SENDING: &str = "events.sending.jsonl";
+/// The most bytes of one event's line.
+const MAX_LINE: usize = 256 * 1024;
+
+/// Where services report events. Clones share the queue.
+#[derive(Clone, Debug)]
+pub struct Audit(mpsc::Sender<Event>);
+
+impl Audit {
+    /// A queue, and its other end for [`Keeper::run`].
+    pub fn new() -> (Self, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        (Self(sender), receiver)
+    }
+
+    /// Reports an event. Waits when very many wait.
+    pub async fn emit(&self, event: Event) {
+        if let Err(lost) = self.0.send(event).await {
+            tracing::error!(event = %lost.0.event, code = %lost.0.code, "an audit event came after the service had stopped");
+        }
+    }
+}
+
+/// Keeps events on disk and delivers them.
+pub(crate) struct Keeper {
+    dir: PathBuf,
+    upstream: Arc<dyn Upstream>,
+    backoff: Backoff,
+    /// Could not be written to disk.
+    memory: VecDeque<Event>,
+}
+
+impl Keeper {
+    pub(crate) fn new(dir: &Path, upstream: Arc<dyn Upstream>, backoff: Backoff) -> Self {
+        Self { dir: dir.to_owned(), upstream, backoff, memory: VecDeque::new() }
+    }
+
+    /// Writes and delivers until every [`Audit`] is gone; then tries once more to deliver.
+    pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        let mut batch = Vec::new();
+        let mut retry = Duration::ZERO;
+        loop {
+            let due = self.pending();
+            tokio::select! {
+                taken = events.recv_many(&mut batch, QUEUE) => {
+                    if taken == 0 {
+                        break;
+                    }
+                    self.keep(std::mem::take(&mut batch)).await;
+                    // While the Auth Service is away, new events do not make more attempts.
+                    if !retry.is_zero() {
+                        continue;
+                    }
+                }
+                () = tokio::time::sleep(retry), if due => {}
+            }
+            retry = match self.deliver().await {
+                Ok(()) => {
+                    self.backoff.reset();
+                    Duration::ZERO
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "audit events wait in the spool");
+                    self.backoff.next()
+                }
+            };
+        }
+        if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(3), self.deliver()).await {
+            tracing::info!(%error, "audit events stay in the spool until the next start");
+        }
+    }
+
+    fn pending(&self) -> bool {
+        !self.memory.is_empty() || self.dir.join(SENDING).exists() || self.dir.join(FRESH).exists()
+    }
+
+    async fn keep(&mut self, events: Vec<Event>) {
+        let path = self.dir.join(FRESH);
+        let mut lines = Vec::new();
+        for event in &events {
+            if serde_json::to_writer(&mut lines, event).is_ok() {
+                lines.push(b'\n');
+            }
+        }
+        let written = tokio::task::spawn_blocking(move || {
+            let mut file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+            file.write_all(&lines)?;
+            file.sync_data()
+        });
+        if let Err(error) = written.await.map_err(io::Error::other).and_then(|result| result) {
+            tracing::error!(%error, events = events.len(), "audit events cannot be written to the spool; they are kept in memory");
+            self.memory.extend(events);
+            // Old ones first: what is lost is said, never silent.
+            while self.memory.len() > 100 * QUEUE {
+                if let Some(lost) = self.memory.pop_front() {
+                    tracing::error!(event = %lost.event, uid = %lost.uid, "an audit event was lost");
+                }
+            }
+        }
+    }
+
+    async fn deliver(&mut self) -> Result<(), types::Public> {
+        loop {
+            let (fresh, sending) = (self.dir.join(FRESH), self.dir.join(SENDING));
+            if !sending.exists() && (!fresh.exists() || std::fs::rename(&fresh, &sending).is_err()) {
+                break;
+            }
+            let all = read(&sending);
+            for batch in all.chunks(BATCH) {
+                self.upstream.events(batch.to_vec()).await?;
+            }
+            if let Err(error) = std::fs::remove_file(&sending) {
+                tracing::error!(%error, "delivered audit events cannot be deleted from the spool");
+                break;
+            }
+        }
+        while !self.memory.is_empty() {
+            let batch: Vec<Event> = self.memory.iter().take(BATCH).cloned().collect();
+            let len = batch.len();
+            self.upstream.events(batch).await?;
+            self.memory.drain(..len);
+        }
+        Ok(())
+    }
+}
+
+/// The events in a file; a torn or foreign line is left out and logged.
+fn read(path: &Path) -> Vec<Event> {
+    let Ok(file) = File::open(path) else { return Vec::new() };
+    let mut events = Vec::new();
+    for line in io::BufReader::new(file).split(b'\n').map_while(Result::ok) {
+        match serde_json::from_slice(line.get(..line.len().min(MAX_LINE)).unwrap_or_default()) {
+            Ok(event) => events.push(event),
+            Err(error) if !line.is_empty() => tracing::error!(%error, "a line in the spool is not an audit event"),
+            Err(_) => {}
+        }
+    }
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::future::BoxFuture;
+    use std::sync::Mutex;
+    use types::{Code, EventKind, Public, Time, kind::Recording};
+
+    #[derive(Default)]
+    struct Fake {
+        failures: Mutex<u32>,
+        got: Mutex<Vec<Event>>,
+    }
+    impl Upstream for Fake {
+        fn events(&self, events: Vec<Event>) -> BoxFuture<'_, Result<(), Public>> {
+            let mut failures = self.failures.lock().unwrap();
+            let result = if *failures > 0 {
+                *failures -= 1;
+                Err(Public::new(Code::Unavailable, "away"))
+            } else {
+                self.got.lock().unwrap().extend(events);
+                Ok(())
+            };
+            Box::pin(async { result })
+        }
+        fn recording(&self, _about: Recording, _file: PathBuf) -> BoxFuture<'_, Result<(), Public>> {
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    fn event(number: u128) -> Event {
+        Event::new(EventKind::Exec, Time::EPOCH, uuid::Uuid::from_u128(number))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn events_outlive_an_auth_service_that_is_away_and_keep_their_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let upstream = Arc::new(Fake { failures: Mutex::new(3), ..Fake::default() });
+        let (audit, events) = Audit::new();
+        let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1);
+        let keeper = Keeper::new(dir.path(), upstream.clone(), backoff);
+        let feed = async move {
+            for number in 0..250 {
+                audit.emit(event(number)).await;
+            }
+        };
+        tokio::join!(feed, keeper.run(events));
+        let got: Vec<u128> = upstream.got.lock().unwrap().iter().map(|event| event.uid.as_u128()).collect();
+        let mut unique = got.clone();
+        unique.dedup();
+        assert_eq!(unique, (0..250).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn events_of_a_killed_process_are_delivered_by_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines: String = (0..3).map(|number| serde_json::to_string(&event(number)).unwrap() + "\n").collect();
+        std::fs::write(dir.path().join(FRESH), lines + "{\"event\":\"to").unwrap();
+        let upstream = Arc::new(Fake::default());
+        let (audit, events) = Audit::new();
+        drop(audit);
+        Keeper::new(dir.path(), upstream.clone(), Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1)).run(events).await;
+        assert_eq!(upstream.got.lock().unwrap().len(), 3);
+        assert!(!dir.path().join(FRESH).exists() && !dir.path().join(SENDING).exists());
+    }
+}

@@ -1,0 +1,294 @@
+//! One SSH connection, from its first byte to the recording. Everything about russh stays in this module.
+//!
+//! **accept** ([`serve`]): a stream from the listener or the tunnel, a deadline until it is authenticated. **identify**
+//! ([`identify`]): the certificate whose key was just proven. **decide** ([`Connection::decide`]): `rules::access` yields a
+//! permit or a refusal; the permit is watched while it lasts ([`watch`]), and every channel and request passes the table of
+//! `rules::channel` ([`handler`]). **act** ([`session`], [`forward`]): a process as the target account, or a dialled
+//! address. **record** ([`crate::record`], [`crate::events`]).
+//!
+//! A holder of a valid certificate who may not enter is told why: he gets a channel on which nothing runs, with the reason
+//! on its standard error. Strangers learn nothing.
+
+mod account;
+mod agent;
+mod env;
+mod forward;
+mod handler;
+mod identify;
+mod input;
+mod limits;
+mod pty;
+mod session;
+mod spawn;
+mod stream;
+
+use crate::{events::Audit, spool::Spool, world::{Cluster, HostKeys}};
+use handler::Door;
+use identify::Entered;
+use net::{clock::SharedClock, shutdown::Shutdown, task::Group};
+use rules::{
+    Denied, Permit,
+    access::{RoleSet, SessionRequest, decide_session},
+    permit::OpenSession,
+};
+use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, keys::{Algorithm, EcdsaCurve}, mac, server};
+use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Duration};
+use stream::{Flow, Guarded};
+use tokio::sync::watch as channel;
+use types::{Event, EventKind, Public};
+
+/// How connections are treated.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// From the first byte until the certificate was proven.
+    pub auth_deadline: Duration,
+    /// Between two questions whether the client is still there.
+    pub keep_alive: Duration,
+    /// A client that says nothing for so long, although asked, is gone.
+    pub silence: Duration,
+    /// Algorithms offered; tests may weaken them to speak by hand.
+    pub preferred: Preferred,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { auth_deadline: Duration::from_secs(20), keep_alive: Duration::from_secs(30), silence: Duration::from_secs(900), preferred: preferred() }
+    }
+}
+
+/// What all connections of one SSH Service share.
+pub struct Shared {
+    pub cluster: Arc<dyn Cluster>,
+    pub keys: channel::Receiver<Arc<HostKeys>>,
+    pub clock: SharedClock,
+    pub audit: Audit,
+    pub spool: Spool,
+    pub tasks: Group,
+    pub shutdown: Shutdown,
+    pub settings: Settings,
+    present: limits::Present,
+}
+
+impl Shared {
+    #[allow(clippy::too_many_arguments, reason = "the parts of a service, named at the one call")]
+    pub fn new(cluster: Arc<dyn Cluster>, keys: channel::Receiver<Arc<HostKeys>>, clock: SharedClock, audit: Audit, spool: Spool, tasks: Group, shutdown: Shutdown, settings: Settings) -> Self {
+        Self { cluster, keys, clock, audit, spool, tasks, shutdown, settings, present: limits::Present::default() }
+    }
+
+    pub(crate) fn host(&self) -> Arc<HostKeys> {
+        self.keys.borrow().clone()
+    }
+}
+
+/// Where a connection came from.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Arrival {
+    /// The client's address: seen here, or told by a Proxy that proved itself.
+    pub client: Option<SocketAddr>,
+    /// Where it was accepted, for a direct connection.
+    pub local: Option<SocketAddr>,
+}
+
+/// Facts and switches of one connection.
+pub(crate) struct Connection {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) arrival: Arrival,
+    pub(crate) flow: Arc<Flow>,
+    /// Set once, when everything on this connection must end: the reason for the user.
+    pub(crate) over: channel::Sender<Option<Public>>,
+    authenticated: channel::Sender<bool>,
+}
+
+/// Serves SSH on a stream until it ends. Errors of the peer are the peer's affair and only logged.
+pub async fn serve<S: net::Io>(shared: Arc<Shared>, stream: S, arrival: Arrival) {
+    let (flow, config) = (Flow::new(), config(&shared));
+    let connection = Arc::new(Connection {
+        shared: shared.clone(),
+        arrival,
+        flow: flow.clone(),
+        over: channel::Sender::new(None),
+        authenticated: channel::Sender::new(false),
+    });
+    let mut authenticated = connection.authenticated.subscribe();
+    let mut over = connection.over.subscribe();
+    let door = Door::new(connection.clone());
+    let deadline = tokio::time::Instant::now() + shared.settings.auth_deadline;
+    let begun = tokio::time::timeout_at(deadline, server::run_stream(Arc::new(config), Guarded::new(stream, flow.clone()), door)).await;
+    let mut running = match begun {
+        Ok(Ok(running)) => running,
+        Ok(Err(error)) => return tracing::debug!(%error, "no SSH connection"),
+        Err(_) => return tracing::debug!("no SSH identification in time"),
+    };
+    let handle = running.handle();
+    let in_time = async { tokio::time::timeout_at(deadline, authenticated.wait_for(|done| *done)).await.is_ok_and(|result| result.is_ok()) };
+    tokio::select! {
+        end = &mut running => return log_end(end),
+        in_time = in_time => if !in_time {
+            tracing::debug!("not authenticated in time");
+            return flow.cut();
+        },
+    }
+    let reason = tokio::select! {
+        end = &mut running => return log_end(end),
+        () = flow.silent_for(shared.settings.silence) => {
+            tracing::info!("the client is gone");
+            return flow.cut();
+        }
+        Ok(reason) = over.wait_for(Option::is_some) => reason.clone(),
+        () = shared.shutdown.stopping() => {
+            let reason = Some(Public::new(types::Code::Unavailable, "this host's SSH Service stops"));
+            connection.over.send_replace(reason.clone());
+            reason
+        }
+    };
+    drop((connection, over));
+    // Sessions say their last words by themselves; then the connection goes.
+    let words = reason.map_or_else(String::new, |reason| reason.to_string());
+    let _last = tokio::time::timeout(LAST_WORDS, async {
+        tokio::time::sleep(session::HANG_UP + Duration::from_millis(500)).await;
+        let _gone = handle.disconnect(russh::Disconnect::ByApplication, words, String::new()).await;
+        (&mut running).await
+    })
+    .await;
+    flow.cut();
+}
+
+/// From the reason to the end of the connection.
+const LAST_WORDS: Duration = Duration::from_secs(8);
+
+fn log_end(end: Result<(), russh::Error>) {
+    match end {
+        Ok(()) => tracing::debug!("SSH connection closed"),
+        Err(error) => tracing::debug!(%error, "SSH connection ended"),
+    }
+}
+
+impl Connection {
+    /// May this user enter, now? Asked at the start and whenever something changes.
+    pub(crate) fn decide(&self, entered: &Entered) -> Result<Permit<OpenSession>, Denied> {
+        self.decide_at(entered, self.shared.clock.now())
+    }
+
+    fn decide_at(&self, entered: &Entered, now: types::Time) -> Result<Permit<OpenSession>, Denied> {
+        let (cluster, host) = (&self.shared.cluster, self.shared.host());
+        let user = cluster.user(&entered.identity.user);
+        let roles = RoleSet::resolve(&entered.identity, |name| cluster.role(name), user.current());
+        for problem in roles.problems() {
+            tracing::debug!(%problem, user = %entered.identity.user, "a role cannot be judged whole");
+        }
+        decide_session(&SessionRequest {
+            cluster: &cluster.name(),
+            identity: &entered.identity,
+            roles: &roles,
+            host: host.identity.id,
+            hostname: host.identity.name.as_str(),
+            labels: &host.labels,
+            login: &entered.login,
+            peer: self.arrival.client.map(|client| client.ip()),
+            locks: &cluster.locks(),
+            now,
+        })
+    }
+
+    /// The same for a session that runs: a certificate that ended since matters only if a role says so.
+    fn decide_again(&self, entered: &Entered) -> Result<Permit<OpenSession>, Denied> {
+        let now = self.shared.clock.now();
+        let just_before = entered.identity.expires.minus(Duration::from_secs(1));
+        let permit = self.decide_at(entered, now.min(just_before))?;
+        match permit.deadline {
+            Some(deadline) if deadline <= now => Err(Denied::Expired { who: entered.identity.user.to_string(), at: deadline }),
+            Some(_) | None => Ok(permit),
+        }
+    }
+
+    /// An event about this connection.
+    pub(crate) fn event(&self, kind: EventKind) -> Event {
+        let host = self.shared.host();
+        let event = Event::new(kind, self.shared.clock.now(), uuid::Uuid::new_v4())
+            .with("cluster_name", self.shared.cluster.name().as_str())
+            .with("server_id", host.identity.id.to_string())
+            .with("server_hostname", host.identity.name.as_str());
+        match self.arrival.client {
+            Some(client) => event.with("addr.remote", client.to_string()),
+            None => event,
+        }
+    }
+}
+
+/// Watches a permit for as long as its connection lasts: when the answer becomes no, everything on it ends.
+async fn watch(connection: Arc<Connection>, entered: Entered) {
+    /// The clock may be moved: looked at again at least so often.
+    const AGAIN: Duration = Duration::from_secs(30);
+    let mut changes = connection.shared.cluster.changed();
+    loop {
+        let wait = match connection.decide_again(&entered) {
+            Ok(permit) => permit.deadline.map_or(AGAIN, |deadline| deadline.since(connection.shared.clock.now()).min(AGAIN)),
+            Err(denied) => {
+                tracing::info!(user = %entered.identity.user, %denied, "a permit ended with its connection");
+                let event = connection.event(EventKind::SessionRejected).with("user", entered.identity.user.as_str());
+                connection.shared.audit.emit(event.with("login", entered.login.as_str()).with("error", denied.to_string()).with("running", true)).await;
+                connection.over.send_replace(Some(denied.public()));
+                return;
+            }
+        };
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { tokio::time::sleep(wait).await },
+            () = tokio::time::sleep(wait.max(Duration::from_millis(10))) => {}
+            () = connection.over.closed() => return,
+        }
+    }
+}
+
+fn config(shared: &Shared) -> server::Config {
+    let host = shared.host();
+    server::Config {
+        server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-Lockgate")),
+        methods: MethodSet::from([MethodKind::PublicKey].as_slice()),
+        auth_rejection_time: Duration::from_millis(300),
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        keys: vec![host.ssh_key.clone()],
+        certificates: vec![host.ssh_certificate.clone()],
+        // What may be under way to one channel; the sum over channels stays below what `Guarded` reads ahead.
+        window_size: 512 * 1024,
+        maximum_packet_size: 32 * 1024,
+        channel_buffer_size: 8,
+        event_buffer_size: 32,
+        preferred: shared.settings.preferred.clone(),
+        max_auth_attempts: 6,
+        // Deadlines are in `serve`: russh counts a client that was told to wait as gone.
+        inactivity_timeout: None,
+        keepalive_interval: Some(shared.settings.keep_alive),
+        keepalive_max: 0,
+        nodelay: true,
+        ..server::Config::default()
+    }
+}
+
+/// AES-GCM where the CPU has AES (2.5 times as fast as ChaCha20 here), ChaCha20 elsewhere. The client's order would win
+/// over ours, and older OpenSSH prefers slower ones: so only the fitting kind is offered.
+fn preferred() -> Preferred {
+    let ciphers: &'static [cipher::Name] = if has_aes() { &[cipher::AES_256_GCM, cipher::AES_128_GCM] } else { &[cipher::CHACHA20_POLY1305, cipher::AES_256_GCM] };
+    Preferred {
+        kex: Cow::Borrowed(&[
+            kex::MLKEM768X25519_SHA256,
+            kex::CURVE25519,
+            kex::CURVE25519_PRE_RFC_8731,
+            kex::EXTENSION_SUPPORT_AS_SERVER,
+            kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+        ]),
+        key: Cow::Borrowed(&[Algorithm::Ed25519, Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 }]),
+        cipher: Cow::Borrowed(ciphers),
+        mac: Cow::Borrowed(&[mac::HMAC_SHA256_ETM, mac::HMAC_SHA512_ETM]),
+        compression: Cow::Borrowed(&[compression::NONE]),
+        ..Preferred::default()
+    }
+}
+
+fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}

@@ -1,0 +1,315 @@
+//! The byte stream under one SSH connection, with the two things russh lacks.
+//!
+//! *Reading while writing.* russh's loop does not read while it waits to write; two such ends that both send in bulk wait
+//! for each other for ever. [`Guarded`] goes on reading into memory while a write is pending, so that the other end's
+//! write always ends. What can arrive is bounded by the windows granted; [`AHEAD`] is above their sum.
+//!
+//! *Not reading.* russh grants window whether or not the program reads. [`Flow`] counts what waits for programs and stops
+//! reading the network when that is much, unless output waits for window that only a message of the client can grant.
+//! Both are hand-written polls because they sit below a library that polls.
+
+use futures::task::AtomicWaker;
+use std::{
+    collections::VecDeque,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::watch,
+    time::Instant,
+};
+
+/// The most bytes read ahead while a write waits.
+const AHEAD: usize = 64 << 20;
+const PIECE: usize = 64 * 1024;
+/// Bytes that may wait for the one program of a connection before reading stops.
+const ONE: usize = 2 << 20;
+/// The same for a connection with several: one that reads slowly must not stop its neighbours.
+const SEVERAL: usize = 256 << 20;
+
+/// How much of one connection's input waits, and whether to read more.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    waiting: AtomicUsize,
+    channels: AtomicUsize,
+    starved: AtomicUsize,
+    reader: AtomicWaker,
+    writer: AtomicWaker,
+    paused: AtomicBool,
+    cut: AtomicBool,
+    /// When bytes last came, or reading was last stopped on purpose.
+    heard: watch::Sender<Instant>,
+}
+
+impl Flow {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            waiting: AtomicUsize::new(0),
+            channels: AtomicUsize::new(0),
+            starved: AtomicUsize::new(0),
+            reader: AtomicWaker::new(),
+            writer: AtomicWaker::new(),
+            paused: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
+            heard: watch::Sender::new(Instant::now()),
+        })
+    }
+    pub(crate) fn opened(&self) {
+        self.channels.fetch_add(1, SeqCst);
+        self.reader.wake();
+    }
+    pub(crate) fn closed(&self) {
+        self.channels.fetch_sub(1, SeqCst);
+    }
+    pub(crate) fn queued(&self, bytes: usize) {
+        self.waiting.fetch_add(bytes, SeqCst);
+    }
+    pub(crate) fn taken(&self, bytes: usize) {
+        self.waiting.fetch_sub(bytes, SeqCst);
+        if self.paused.load(SeqCst) && self.may_read() {
+            self.reader.wake();
+        }
+    }
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(SeqCst)
+    }
+    /// Output waits for window; reading goes on until the guard is dropped.
+    pub(crate) fn starve(self: &Arc<Self>) -> Starved {
+        self.starved.fetch_add(1, SeqCst);
+        self.reader.wake();
+        Starved(self.clone())
+    }
+    /// Ends the connection at once: every read and write fails from now on.
+    pub(crate) fn cut(&self) {
+        self.cut.store(true, SeqCst);
+        self.reader.wake();
+        self.writer.wake();
+    }
+    fn is_cut(&self) -> bool {
+        self.cut.load(SeqCst)
+    }
+    fn may_read(&self) -> bool {
+        let limit = if self.channels.load(SeqCst) <= 1 { ONE } else { SEVERAL };
+        self.waiting.load(SeqCst) < limit || self.starved.load(SeqCst) > 0
+    }
+    /// The caller has put its waker in place.
+    fn poll_may_read(&self) -> Poll<()> {
+        if !self.may_read() {
+            self.paused.store(true, SeqCst);
+            // Looked at again: it may have changed before the pause was seen.
+            if !self.may_read() {
+                return Poll::Pending;
+            }
+        }
+        if self.paused.swap(false, SeqCst) {
+            self.heard.send_replace(Instant::now());
+        }
+        Poll::Ready(())
+    }
+    /// Ends when nothing was heard of the peer for so long, although it was listened to.
+    pub(crate) async fn silent_for(&self, limit: Duration) {
+        loop {
+            let since = *self.heard.borrow();
+            let end = since + limit;
+            if Instant::now() >= end {
+                if !self.paused.load(SeqCst) {
+                    return;
+                }
+                self.heard.send_replace(Instant::now());
+                continue;
+            }
+            tokio::time::sleep_until(end).await;
+        }
+    }
+}
+
+fn cut() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was ended here")
+}
+
+/// While it lives, reading is not stopped.
+#[derive(Debug)]
+pub(crate) struct Starved(Arc<Flow>);
+impl Drop for Starved {
+    fn drop(&mut self) {
+        self.0.starved.fetch_sub(1, SeqCst);
+    }
+}
+
+/// The stream handed to russh.
+#[derive(Debug)]
+pub(crate) struct Guarded<S> {
+    stream: S,
+    flow: Arc<Flow>,
+    ahead: VecDeque<Vec<u8>>,
+    ahead_len: usize,
+    /// Bytes of the front piece that were handed on.
+    taken: usize,
+    end: Option<io::Result<()>>,
+}
+
+impl<S> Guarded<S> {
+    pub(crate) fn new(stream: S, flow: Arc<Flow>) -> Self {
+        Self { stream, flow, ahead: VecDeque::new(), ahead_len: 0, taken: 0, end: None }
+    }
+}
+
+impl<S: AsyncRead + Unpin> Guarded<S> {
+    fn read_ahead(&mut self, context: &mut Context<'_>) {
+        while self.end.is_none() && self.ahead_len < AHEAD {
+            let mut piece = vec![0; PIECE];
+            let mut buffer = ReadBuf::new(&mut piece);
+            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+                Poll::Pending => return,
+                Poll::Ready(Err(error)) => self.end = Some(Err(error)),
+                Poll::Ready(Ok(())) => {
+                    let len = buffer.filled().len();
+                    if len == 0 {
+                        self.end = Some(Ok(()));
+                    } else {
+                        piece.truncate(len);
+                        piece.shrink_to_fit();
+                        self.ahead_len = self.ahead_len.saturating_add(len);
+                        self.ahead.push_back(piece);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands on bytes read ahead; says whether there were any.
+    fn hand_on(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
+        let Some(piece) = self.ahead.front() else { return false };
+        let rest = piece.get(self.taken..).unwrap_or_default();
+        let part = rest.get(..rest.len().min(buffer.remaining())).unwrap_or_default();
+        buffer.put_slice(part);
+        self.taken = self.taken.saturating_add(part.len());
+        self.ahead_len = self.ahead_len.saturating_sub(part.len());
+        if self.taken >= piece.len() {
+            self.ahead.pop_front();
+            self.taken = 0;
+        }
+        true
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.flow.reader.register(context.waker());
+        if this.flow.is_cut() {
+            return Poll::Ready(Err(cut()));
+        }
+        if this.flow.poll_may_read().is_pending() {
+            return Poll::Pending;
+        }
+        if this.hand_on(buffer) {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(end) = this.end.take() {
+            return Poll::Ready(end);
+        }
+        let result = Pin::new(&mut this.stream).poll_read(context, buffer);
+        if result.is_ready() {
+            this.flow.heard.send_replace(Instant::now());
+        }
+        result
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.flow.writer.register(context.waker());
+        if this.flow.is_cut() {
+            return Poll::Ready(Err(cut()));
+        }
+        let result = Pin::new(&mut this.stream).poll_write(context, bytes);
+        if result.is_pending() {
+            this.read_ahead(context);
+        }
+        result
+    }
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.stream).poll_flush(context);
+        if result.is_pending() {
+            this.read_ahead(context);
+        }
+        result
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+    fn poll_write_vectored(self: Pin<&mut Self>, context: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.flow.writer.register(context.waker());
+        if this.flow.is_cut() {
+            return Poll::Ready(Err(cut()));
+        }
+        let result = Pin::new(&mut this.stream).poll_write_vectored(context, parts);
+        if result.is_pending() {
+            this.read_ahead(context);
+        }
+        result
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn two_ends_that_only_write_do_not_wait_for_each_other() {
+        let (near, mut far) = tokio::io::duplex(1024);
+        let mut near = Guarded::new(near, Flow::new());
+        let near = async move {
+            near.write_all(&[1; 100_000]).await.unwrap();
+            let mut got = vec![0; 100_000];
+            near.read_exact(&mut got).await.unwrap();
+            got
+        };
+        let far = async move {
+            far.write_all(&[2; 100_000]).await.unwrap();
+            let mut got = vec![0; 100_000];
+            far.read_exact(&mut got).await.unwrap();
+            got
+        };
+        let (near, far) = tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(near, far) }).await.unwrap();
+        assert!(near == vec![2; 100_000] && far == vec![1; 100_000]);
+    }
+
+    #[tokio::test]
+    async fn reading_stops_while_much_waits_and_goes_on_when_it_was_taken() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let flow = Flow::new();
+        let mut near = Guarded::new(near, flow.clone());
+        far.write_all(b"x").await.unwrap();
+        flow.opened();
+        flow.queued(ONE);
+        let mut byte = [0];
+        let mut reading = tokio_test_poll(near.read_exact(&mut byte));
+        assert!(futures::poll!(&mut reading).is_pending());
+        let starved = flow.starve();
+        assert!(futures::poll!(&mut reading).is_ready(), "output that waits for window lets reading go on");
+        drop((reading, starved));
+        flow.taken(1);
+        assert!(flow.may_read());
+    }
+
+    fn tokio_test_poll<F: Future>(future: F) -> Pin<Box<F>> {
+        Box::pin(future)
+    }
+}

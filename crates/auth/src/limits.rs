@@ -1,0 +1,189 @@
+//! Bounds against floods: how often the same refusal is written down, and how many logins are in progress at once.
+//!
+//! [`Repeats`] keeps a crash loop or a scanner from filling the audit log: of one thing, the first in each window is
+//! recorded and the rest are counted and added to the next record, so that nothing is lost silently. [`Gate`] bounds logins
+//! in progress and failures by source (attack table, row 24). Both hold a bounded number of keys.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use types::Time;
+
+const MAX_KEYS: usize = 10_000;
+
+/// Remembers what was recorded lately.
+pub(crate) struct Repeats {
+    window: Duration,
+    seen: Mutex<HashMap<String, Seen>>,
+}
+
+#[derive(Clone, Copy)]
+struct Seen {
+    since: Time,
+    suppressed: u64,
+}
+
+impl Repeats {
+    pub(crate) fn new(window: Duration) -> Self {
+        Self { window, seen: Mutex::default() }
+    }
+
+    /// `Some(n)`: record it now, and say that `n` like it were not recorded before. `None`: it is counted.
+    pub(crate) fn admit(&self, key: &str, now: Time) -> Option<u64> {
+        let mut seen = lock(&self.seen);
+        if let Some(entry) = seen.get_mut(key) {
+            if now.since(entry.since) < self.window && now >= entry.since {
+                entry.suppressed = entry.suppressed.saturating_add(1);
+                return None;
+            }
+            let suppressed = std::mem::take(&mut entry.suppressed);
+            entry.since = now;
+            return Some(suppressed);
+        }
+        if seen.len() >= MAX_KEYS {
+            seen.retain(|_, entry| now.since(entry.since) < self.window);
+        }
+        // When even that made no room, the flood is of different things: one key stands for all of them.
+        let key = if seen.len() >= MAX_KEYS { "…" } else { key };
+        if let Some(entry) = seen.get_mut(key) {
+            entry.suppressed = entry.suppressed.saturating_add(1);
+            return None;
+        }
+        seen.insert(key.to_owned(), Seen { since: now, suppressed: 0 });
+        Some(0)
+    }
+}
+
+/// Logins in progress at once, from everywhere and from one source.
+pub(crate) const MAX_LOGINS: usize = 256;
+pub(crate) const MAX_LOGINS_PER_SOURCE: usize = 64;
+/// Failures of one source in [`FAILURE_WINDOW`] before it must wait. Many people may sit behind one address.
+const MAX_FAILURES: u32 = 200;
+const FAILURE_WINDOW: Duration = Duration::from_secs(600);
+
+/// The door before password hashing.
+#[derive(Default)]
+pub(crate) struct Gate {
+    state: Mutex<GateState>,
+}
+
+#[derive(Default)]
+struct GateState {
+    total: usize,
+    running: HashMap<String, usize>,
+    failures: HashMap<String, (Time, u32)>,
+    names: HashSet<String>,
+}
+
+/// A login in progress; dropping it frees its place.
+pub(crate) struct Place<'a> {
+    gate: &'a Gate,
+    source: String,
+}
+
+impl Gate {
+    /// Takes a place, or says that there is none.
+    pub(crate) fn enter(&self, source: &str, now: Time) -> Option<Place<'_>> {
+        let mut state = lock(&self.state);
+        if state.total >= MAX_LOGINS {
+            return None;
+        }
+        if state.failures.get(source).is_some_and(|(since, count)| *count >= MAX_FAILURES && now.since(*since) < FAILURE_WINDOW) {
+            return None;
+        }
+        let running = state.running.entry(source.to_owned()).or_default();
+        if *running >= MAX_LOGINS_PER_SOURCE {
+            return None;
+        }
+        *running = running.saturating_add(1);
+        state.total = state.total.saturating_add(1);
+        Some(Place { gate: self, source: source.to_owned() })
+    }
+
+    /// Counts a failure of that source.
+    pub(crate) fn failed(&self, source: &str, now: Time) {
+        let mut state = lock(&self.state);
+        if state.failures.len() >= MAX_KEYS {
+            state.failures.retain(|_, (since, _)| now.since(*since) < FAILURE_WINDOW);
+            if state.failures.len() >= MAX_KEYS {
+                return;
+            }
+        }
+        let entry = state.failures.entry(source.to_owned()).or_insert((now, 0));
+        if now.since(entry.0) >= FAILURE_WINDOW {
+            *entry = (now, 0);
+        }
+        entry.1 = entry.1.saturating_add(1);
+    }
+
+    /// Claims a name, so that guesses at one account are judged one after the other. `None` while another is judged.
+    pub(crate) fn claim(&self, name: &str) -> Option<Claim<'_>> {
+        lock(&self.state).names.insert(name.to_owned()).then(|| Claim { gate: self, name: name.to_owned() })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.gate.state);
+        state.total = state.total.saturating_sub(1);
+        if let Some(running) = state.running.get_mut(&self.source) {
+            *running = running.saturating_sub(1);
+            if *running == 0 {
+                state.running.remove(&self.source);
+            }
+        }
+    }
+}
+
+/// One account's login in progress.
+pub(crate) struct Claim<'a> {
+    gate: &'a Gate,
+    name: String,
+}
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        lock(&self.gate.state).names.remove(&self.name);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_a_flood_is_recorded_and_the_rest_are_counted() {
+        let repeats = Repeats::new(Duration::from_secs(60));
+        let at = |seconds| repeats.admit("a", Time::from_unix(seconds));
+        assert_eq!((at(0), at(1), at(59)), (Some(0), None, None));
+        assert_eq!(repeats.admit("b", Time::from_unix(1)), Some(0));
+        assert_eq!((at(60), at(61)), (Some(2), None));
+    }
+
+    #[test]
+    fn attack_row_24_pre_login_floods_are_bounded() {
+        let repeats = Repeats::new(Duration::from_secs(60));
+        let recorded = (0..30_000).filter(|i| repeats.admit(&format!("source {i}"), Time::from_unix(0)).is_some()).count();
+        assert!(recorded <= MAX_KEYS + 1, "{recorded}");
+
+        let gate = Gate::default();
+        let now = Time::from_unix(0);
+        let one: Vec<_> = (0..100).filter_map(|_| gate.enter("10.0.0.1", now)).collect();
+        assert_eq!(one.len(), MAX_LOGINS_PER_SOURCE);
+        assert!(gate.enter("10.0.0.2", now).is_some());
+        let many: Vec<_> = (0..1000).filter_map(|i| gate.enter(&format!("10.1.0.{i}"), now)).collect();
+        assert_eq!(one.len() + many.len(), MAX_LOGINS);
+        drop((one, many));
+        assert!(gate.enter("10.0.0.1", now).is_some());
+
+        (0..MAX_FAILURES).for_each(|_| gate.failed("10.0.0.1", now));
+        assert!(gate.enter("10.0.0.1", now).is_none());
+        assert!(gate.enter("10.0.0.2", now).is_some());
+        assert!(gate.enter("10.0.0.1", Time::from_unix(600)).is_some());
+    }
+}

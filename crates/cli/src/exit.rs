@@ -1,0 +1,98 @@
+//! How a command ends: the error a person reads, and the exit status a script reads.
+//!
+//! The user reads at most three lines: `error:` what could not be done, `cause:` why, with its stable code, `hint:` what to
+//! do next. Never a stack trace. Statuses: 0 done, 1 failed, 2 wrong usage; `tsh ssh` passes the remote status through.
+
+use std::process::ExitCode;
+use types::{Code, Public};
+
+/// A failed command.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// Fits after "could not", e.g. `list the hosts`.
+    what: String,
+    cause: Public,
+}
+
+/// What commands return.
+pub(crate) type Outcome = Result<ExitCode, Failure>;
+
+impl Failure {
+    pub(crate) fn new(what: impl Into<String>, cause: Public) -> Self {
+        Self { what: what.into(), cause }
+    }
+    pub(crate) fn cause(&self) -> &Public {
+        &self.cause
+    }
+    /// Prints the lines and gives the status.
+    pub(crate) fn report(&self) -> ExitCode {
+        let style = crate::output::Style::of_stderr();
+        eprintln!("{} could not {}", style.red("error:"), self.what);
+        let code = if self.cause.code.is_empty() { String::new() } else { format!(" [{}]", self.cause.code) };
+        eprintln!("{} {}{code}", style.dim("cause:"), self.cause.message);
+        if let Some(hint) = &self.cause.hint {
+            eprintln!("{} {hint}", style.dim("hint:"));
+        }
+        if self.cause.is(Code::Usage) { ExitCode::from(2) } else { ExitCode::FAILURE }
+    }
+}
+
+/// Gives an error its "could not …".
+pub(crate) trait Could<T> {
+    fn could(self, what: impl Into<String>) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<Cause>> Could<T> for Result<T, E> {
+    fn could(self, what: impl Into<String>) -> Result<T, Failure> {
+        self.map_err(|error| Failure::new(what, error.into().0))
+    }
+}
+
+/// Anything that a command may fail with, as a [`Public`].
+pub(crate) struct Cause(pub(crate) Public);
+
+impl From<Public> for Cause {
+    fn from(public: Public) -> Self {
+        Self(public)
+    }
+}
+impl From<std::io::Error> for Cause {
+    fn from(error: std::io::Error) -> Self {
+        Self(Public::new(Code::Internal, error.to_string()))
+    }
+}
+impl From<Failure> for Cause {
+    fn from(failure: Failure) -> Self {
+        Self(failure.cause)
+    }
+}
+impl From<types::name::BadName> for Cause {
+    fn from(error: types::name::BadName) -> Self {
+        Self(usage(error.to_string()))
+    }
+}
+impl From<types::label::BadLabels> for Cause {
+    fn from(error: types::label::BadLabels) -> Self {
+        Self(usage(error.to_string()))
+    }
+}
+impl From<types::time::BadTtl> for Cause {
+    fn from(error: types::time::BadTtl) -> Self {
+        Self(usage(error.to_string()))
+    }
+}
+impl From<types::time::BadTime> for Cause {
+    fn from(error: types::time::BadTime) -> Self {
+        Self(usage(error.to_string()))
+    }
+}
+impl From<types::document::BadDocument> for Cause {
+    fn from(error: types::document::BadDocument) -> Self {
+        Self(Public::new(Code::Malformed, error.to_string()))
+    }
+}
+
+/// Wrong usage: exit status 2.
+pub(crate) fn usage(message: impl Into<String>) -> Public {
+    Public::new(Code::Usage, message)
+}

@@ -1,0 +1,282 @@
+//! What `lockgate start` will run, decided before anything is opened: file < environment < flag, and the defaults.
+//!
+//! Everything is parsed here into types that cannot be wrong; all faults are reported at once.
+
+use super::StartArgs;
+use crate::config::{self, Config, LogFormat, Severity, StorageType};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+use types::{ClusterName, Code, Labels, NodeName, Public, Secret, SystemRole, Ttl};
+
+/// A checked start.
+pub(crate) struct Settings {
+    pub(crate) roles: BTreeSet<SystemRole>,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) nodename: NodeName,
+    pub(crate) diag_addr: Option<SocketAddr>,
+    pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) severity: Severity,
+    pub(crate) log_format: LogFormat,
+    pub(crate) skip_version_check: bool,
+    pub(crate) join: Option<Join>,
+    pub(crate) auth: AuthSettings,
+    pub(crate) proxy: ProxySettings,
+    pub(crate) ssh: SshSettings,
+}
+
+/// How a process without an Auth Service of its own reaches one.
+pub(crate) struct Join {
+    pub(crate) by: JoinBy,
+    /// Needed until the host has certificates.
+    pub(crate) token: Option<Secret>,
+    pub(crate) pins: Vec<String>,
+}
+
+pub(crate) enum JoinBy {
+    Auth(String),
+    Proxy(String),
+}
+
+pub(crate) struct AuthSettings {
+    pub(crate) listen_addr: SocketAddr,
+    pub(crate) public_addr: Vec<String>,
+    pub(crate) cluster_name: ClusterName,
+    pub(crate) storage: Option<PathBuf>,
+    pub(crate) tokens: Vec<(BTreeSet<SystemRole>, Secret)>,
+    pub(crate) preference: Option<types::kind::AuthPreference>,
+    pub(crate) production: bool,
+}
+
+pub(crate) struct ProxySettings {
+    pub(crate) listen_addr: SocketAddr,
+    pub(crate) ssh_listen_addr: Option<SocketAddr>,
+    pub(crate) public_addr: Vec<String>,
+    pub(crate) keypairs: Vec<config::KeyPair>,
+}
+
+pub(crate) struct SshSettings {
+    pub(crate) listen_addr: SocketAddr,
+    pub(crate) labels: Labels,
+    pub(crate) max_sessions: Option<u32>,
+}
+
+/// Reads the file, lays environment and flags over it, and checks the whole.
+pub(crate) fn resolve(args: &StartArgs) -> Result<Settings, Public> {
+    let config = match &args.config {
+        Some(path) => Config::load(path)?,
+        None if Path::new(config::DEFAULT_PATH).exists() => Config::load(Path::new(config::DEFAULT_PATH))?,
+        None => Config::default(),
+    };
+    let config = overlay(config, args);
+    let faults = config.check();
+    if !faults.is_empty() {
+        return Err(Public::new(Code::Config, faults.join("; ")));
+    }
+    settle(&config, args).map_err(|fault| Public::new(Code::Config, fault))
+}
+
+/// Flags win over the file; labels are merged key by key.
+fn overlay(mut config: Config, args: &StartArgs) -> Config {
+    fn put<T: Clone>(into: &mut Option<T>, flag: &Option<T>) {
+        if flag.is_some() {
+            into.clone_from(flag);
+        }
+    }
+    let general = &mut config.lockgate;
+    put(&mut general.data_dir, &args.data_dir);
+    put(&mut general.nodename, &args.nodename);
+    put(&mut general.auth_token, &args.token);
+    put(&mut general.diag_addr, &args.diag_addr);
+    put(&mut general.pid_file, &args.pid_file);
+    put(&mut general.log.severity, &args.log_severity);
+    put(&mut general.log.format, &args.log_format);
+    put(&mut config.auth_service.cluster_name, &args.cluster_name);
+    // A way to join that is named on the command line replaces the file's.
+    if args.auth_server.is_some() || args.proxy_server.is_some() {
+        general.auth_server.clone_from(&args.auth_server);
+        general.proxy_server.clone_from(&args.proxy_server);
+    }
+    if !args.ca_pin.is_empty() {
+        general.ca_pin.clone_from(&args.ca_pin);
+    }
+    if args.debug {
+        general.log.severity = Some(Severity::Debug);
+    }
+    if args.allow_prerelease {
+        config.auth_service.allow_prerelease = Some(true);
+    }
+    config
+}
+
+fn settle(config: &Config, args: &StartArgs) -> Result<Settings, String> {
+    let general = &config.lockgate;
+    let roles = roles(config, &args.roles)?;
+    let has_auth = roles.contains(&SystemRole::Auth);
+    let join = match (&general.auth_server, &general.proxy_server) {
+        (Some(address), _) => Some(JoinBy::Auth(address.clone())),
+        (None, Some(address)) => Some(JoinBy::Proxy(address.clone())),
+        (None, None) => None,
+    };
+    if !has_auth && join.is_none() {
+        return Err("this process runs no Auth Service, so it must know one: give --auth-server or --proxy-server, with --token and --ca-pin at the first start".into());
+    }
+    if roles.contains(&SystemRole::Proxy) && !has_auth && matches!(join, Some(JoinBy::Proxy(_))) {
+        return Err("a Proxy joins an Auth Service directly: give --auth-server in place of --proxy-server".into());
+    }
+    let token = general.auth_token.as_deref().map(secret_or_file).transpose()?;
+    let nodename = match &general.nodename {
+        Some(name) => NodeName::new(name).map_err(|error| error.to_string())?,
+        None => host_name()?,
+    };
+    let mut labels: Labels = config.ssh_service.labels.clone();
+    labels.extend(args.labels.as_deref().map(types::label::parse_labels).transpose().map_err(|error| format!("--labels: {error}"))?.unwrap_or_default());
+    let data_dir = general.data_dir.clone().unwrap_or_else(|| config::DEFAULT_DATA_DIR.into());
+    Ok(Settings {
+        auth: auth(config, &nodename, &data_dir, roles.contains(&SystemRole::Proxy))?,
+        proxy: proxy(config)?,
+        ssh: SshSettings { listen_addr: config.ssh_service.listen_addr.unwrap_or(any(3022)), labels, max_sessions: config.ssh_service.max_sessions },
+        join: if has_auth { None } else { join.map(|by| Join { by, token, pins: general.ca_pin.clone() }) },
+        diag_addr: general.diag_addr,
+        pid_file: general.pid_file.clone(),
+        severity: general.log.severity.unwrap_or(Severity::Info),
+        log_format: general.log.format.unwrap_or(LogFormat::Text),
+        skip_version_check: args.skip_version_check,
+        roles,
+        data_dir,
+        nodename,
+    })
+}
+
+fn any(port: u16) -> SocketAddr {
+    (Ipv4Addr::UNSPECIFIED, port).into()
+}
+
+/// `--roles`, else the sections' `enabled`; a section that says nothing is on unless another is switched on by name.
+fn roles(config: &Config, flags: &[String]) -> Result<BTreeSet<SystemRole>, String> {
+    let known = [SystemRole::Auth, SystemRole::Proxy, SystemRole::Node];
+    if !flags.is_empty() {
+        let parse = |text: &String| {
+            let Ok(role) = text.trim().parse::<SystemRole>();
+            if known.contains(&role) { Ok(role) } else { Err(format!("--roles: \"{text}\" is not a role; roles are auth, proxy and node")) }
+        };
+        return flags.iter().map(parse).collect();
+    }
+    let enabled = [config.auth_service.enabled, config.proxy_service.enabled, config.ssh_service.enabled];
+    let roles: BTreeSet<SystemRole> = known.into_iter().zip(enabled).filter(|(_, on)| on.unwrap_or(true)).map(|(role, _)| role).collect();
+    if roles.is_empty() { Err("every service is switched off".into()) } else { Ok(roles) }
+}
+
+fn auth(config: &Config, nodename: &NodeName, data_dir: &Path, with_proxy: bool) -> Result<AuthSettings, String> {
+    let service = &config.auth_service;
+    let cluster_name = match &service.cluster_name {
+        Some(name) => ClusterName::new(name),
+        None => ClusterName::new(nodename.as_str()),
+    };
+    let authentication = &service.authentication;
+    let preference = (authentication != &config::Authentication::default()).then(|| {
+        let mut preference = types::kind::AuthPreference::default();
+        if let Some(factor) = authentication.second_factor {
+            preference.second_factor = match factor {
+                config::SecondFactor::Off => types::kind::SecondFactor::Off,
+                config::SecondFactor::Otp => types::kind::SecondFactor::Otp,
+            };
+        }
+        if let Some(ttl) = authentication.default_session_ttl.as_deref().and_then(|text| text.parse::<Ttl>().ok()) {
+            preference.default_session_ttl = ttl;
+        }
+        preference
+    });
+    let tokens = service.tokens.iter().map(|line| {
+        let (roles, secret) = line.split_once(':').ok_or("auth_service.tokens: a token is written as roles:secret")?;
+        let roles = roles.split(',').map(|role| {
+            let Ok(role) = role.trim().parse::<SystemRole>();
+            role
+        });
+        Ok::<_, String>((roles.collect(), secret_or_file(secret)?))
+    });
+    let memory = config.lockgate.storage.kind == Some(StorageType::Memory);
+    let default_listen = if with_proxy { (Ipv4Addr::LOCALHOST, 3025).into() } else { any(3025) };
+    Ok(AuthSettings {
+        listen_addr: service.listen_addr.unwrap_or(default_listen),
+        public_addr: service.public_addr.clone(),
+        cluster_name: cluster_name.map_err(|error| error.to_string())?,
+        storage: (!memory).then(|| config.lockgate.storage.path.clone().unwrap_or_else(|| data_dir.join("auth/state.db"))),
+        tokens: tokens.collect::<Result<_, _>>()?,
+        preference,
+        production: !service.allow_prerelease.unwrap_or(false),
+    })
+}
+
+fn proxy(config: &Config) -> Result<ProxySettings, String> {
+    let service = &config.proxy_service;
+    let ssh_listen_addr = match service.listen_addr.as_deref() {
+        None => Some(any(3023)),
+        Some("off") => None,
+        Some(text) => Some(text.parse().map_err(|_| format!("proxy_service.listen_addr: \"{text}\" is not an address"))?),
+    };
+    Ok(ProxySettings {
+        listen_addr: service.web_listen_addr.unwrap_or(any(3080)),
+        ssh_listen_addr,
+        public_addr: service.public_addr.clone(),
+        keypairs: service.https_keypairs.clone(),
+    })
+}
+
+/// A secret written out, or the absolute path of a file whose first line is the secret.
+fn secret_or_file(text: &str) -> Result<Secret, String> {
+    if !text.starts_with('/') {
+        return Ok(Secret::new(text));
+    }
+    let content = std::fs::read_to_string(text).map_err(|error| format!("the token file {text} cannot be read: {error}"))?;
+    match content.lines().next().map(str::trim).filter(|line| !line.is_empty()) {
+        Some(line) => Ok(Secret::new(line)),
+        None => Err(format!("the token file {text} is empty")),
+    }
+}
+
+fn host_name() -> Result<NodeName, String> {
+    let name = nix::unistd::gethostname().map_err(|error| format!("this host's name cannot be read: {error}"))?;
+    let name = name.to_string_lossy();
+    NodeName::new(name.as_ref()).map_err(|error| format!("{error}; give --nodename"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settled(yaml: &str, args: &StartArgs) -> Result<Settings, String> {
+        settle(&overlay(Config::parse(yaml).unwrap(), args), args)
+    }
+
+    #[test]
+    fn without_anything_all_three_services_run() {
+        let settings = settled("", &StartArgs::default()).unwrap();
+        assert_eq!(settings.roles, BTreeSet::from([SystemRole::Auth, SystemRole::Proxy, SystemRole::Node]));
+        assert_eq!(settings.auth.listen_addr.to_string(), "127.0.0.1:3025");
+        assert_eq!(settings.proxy.ssh_listen_addr.unwrap().port(), 3023);
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let args = StartArgs { nodename: Some("flag".into()), labels: Some("env=dev".into()), ..StartArgs::default() };
+        let settings = settled("lockgate: {nodename: file}\nssh_service: {labels: {env: prod, team: a}}\n", &args).unwrap();
+        assert_eq!(settings.nodename.as_str(), "flag");
+        assert_eq!(types::label::show_labels(&settings.ssh.labels), "env=dev,team=a");
+    }
+
+    #[test]
+    fn an_agent_without_a_way_to_join_is_told_which_flags_to_give() {
+        let args = StartArgs { roles: vec!["node".into()], ..StartArgs::default() };
+        let fault = settled("", &args).err().unwrap();
+        assert!(fault.contains("--proxy-server") && fault.contains("--token"), "{fault}");
+    }
+
+    #[test]
+    fn an_unknown_role_is_named() {
+        let args = StartArgs { roles: vec!["nod".into()], ..StartArgs::default() };
+        assert_eq!(settled("", &args).err().unwrap(), "--roles: \"nod\" is not a role; roles are auth, proxy and node");
+    }
+}

@@ -1,0 +1,159 @@
+//! The calls that carry a stream: following changes, and moving recordings.
+//!
+//! A stream may be silent for as long as nothing changes: a dead connection is found by HTTP/2 pings (`net::grpc`). A
+//! *transfer* may not: it fails when nothing moved for [`PROGRESS`].
+
+use super::{Api, READ_DEADLINE, public};
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tonic::Streaming;
+use types::{Code, Document, Public, ResourceName, SessionId, kind::Recording};
+use wire::api::{self as pb, watch_event::Event};
+
+/// A transfer in which nothing moves for so long has failed.
+const PROGRESS: Duration = Duration::from_secs(60);
+
+/// One thing that a watch says.
+#[derive(Clone, PartialEq, Debug)]
+pub enum WatchItem {
+    /// The first item: which kinds the server will send, and whether everything that exists comes first.
+    Init { confirmed: Vec<String>, snapshot: bool },
+    /// A document exists, in this form.
+    Put(Document),
+    /// A document that cannot be read here.
+    Unreadable,
+    /// A document is gone.
+    Delete { kind: String, name: ResourceName },
+    /// Everything that existed at the start has been sent.
+    Synced,
+}
+
+/// Changes as they happen.
+pub struct Watch {
+    stream: Streaming<pb::WatchEvent>,
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watch")
+    }
+}
+
+impl Watch {
+    /// The next item and the store's revision after it; waits for as long as nothing changes. Safe to cancel.
+    /// A stream that ends is an error: servers end it only when they stop.
+    pub async fn next(&mut self) -> Result<(WatchItem, u64), Public> {
+        loop {
+            let event = match self.stream.message().await {
+                Ok(Some(event)) => event,
+                Ok(None) => return Err(Public::new(Code::Unavailable, "the Auth Service ended the watch")),
+                Err(status) => return Err(public(&status)),
+            };
+            let item = match event.event {
+                Some(Event::Init(init)) => WatchItem::Init { confirmed: init.confirmed, snapshot: init.snapshot },
+                Some(Event::Put(bytes)) => Document::from_json(&bytes).map_or(WatchItem::Unreadable, WatchItem::Put),
+                Some(Event::Delete(gone)) => match ResourceName::new(&gone.name) {
+                    Ok(name) => WatchItem::Delete { kind: gone.kind, name },
+                    Err(_) => WatchItem::Unreadable,
+                },
+                Some(Event::Synced(_)) => WatchItem::Synced,
+                // An event of a newer release.
+                None => continue,
+            };
+            return Ok((item, event.revision));
+        }
+    }
+}
+
+/// A recording as it is read from the sink.
+pub struct RecordingReader {
+    stream: Streaming<pb::RecordingChunk>,
+    /// What the recording is of.
+    pub description: Option<Recording>,
+    first: Option<Bytes>,
+}
+
+impl std::fmt::Debug for RecordingReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RecordingReader({:?})", self.description.as_ref().map(|recording| recording.session))
+    }
+}
+
+impl RecordingReader {
+    /// The next bytes of the file; `None` at its end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Public> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
+        Ok(chunk(&mut self.stream).await?.map(|chunk| chunk.data))
+    }
+}
+
+async fn chunk(stream: &mut Streaming<pb::RecordingChunk>) -> Result<Option<pb::RecordingChunk>, Public> {
+    match tokio::time::timeout(PROGRESS, stream.message()).await {
+        Ok(Ok(chunk)) => Ok(chunk),
+        Ok(Err(status)) => Err(public(&status)),
+        Err(_) => Err(Public::new(Code::Timeout, "the recording stopped coming")),
+    }
+}
+
+impl Api {
+    /// Follows the documents of these kinds: from the beginning (`from` 0), or from a store revision.
+    pub async fn watch(&self, kinds: &[&str], from: u64) -> Result<Watch, Public> {
+        let request = pb::WatchRequest { kinds: kinds.iter().map(|&kind| kind.to_owned()).collect(), from };
+        let stream = self.call(READ_DEADLINE, |mut client| async move { client.watch(request).await }).await?;
+        Ok(Watch { stream })
+    }
+
+    /// Reads a recording from that offset of its file.
+    pub async fn read_recording(&self, session: SessionId, offset: u64) -> Result<RecordingReader, Public> {
+        let request = pb::ReadRecordingRequest { session: session.to_string(), offset };
+        let mut stream = self.call(READ_DEADLINE, |mut client| async move { client.read_recording(request).await }).await?;
+        let first = chunk(&mut stream).await?;
+        let description = first.as_ref().and_then(|chunk| serde_json::from_slice(&chunk.description).ok());
+        Ok(RecordingReader { stream, description, first: first.map(|chunk| chunk.data) })
+    }
+
+    /// The recordings that ended or run in a time range (RFC 3339; empty is open), newest first. Unreadable ones are left out.
+    pub async fn recordings(&self, from: &str, to: &str, limit: u32) -> Result<Vec<Recording>, Public> {
+        let request = pb::ListRecordingsRequest { from: from.into(), to: to.into(), limit };
+        let reply = self.list_recordings(request).await?;
+        Ok(reply.recordings.iter().filter_map(|bytes| serde_json::from_slice(bytes).ok()).collect())
+    }
+
+    /// Sends a recording to the sink. Fails when the server takes nothing for [`PROGRESS`].
+    pub async fn upload_recording<S>(&self, chunks: S) -> Result<(), Public>
+    where
+        S: Stream<Item = pb::RecordingChunk> + Send + 'static,
+    {
+        let moved = Arc::new(AtomicU64::new(0));
+        let counter = moved.clone();
+        let counted = chunks.inspect(move |_| {
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+        let mut client = self.client()?;
+        let upload = client.upload_recording(counted);
+        tokio::pin!(upload);
+        let mut before = u64::MAX;
+        loop {
+            match tokio::time::timeout(PROGRESS, &mut upload).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(status)) => return Err(public(&status)),
+                Err(_) => {
+                    let now = moved.load(Ordering::Relaxed);
+                    if now == before {
+                        return Err(Public::new(Code::Timeout, "the Auth Service stopped taking the recording"));
+                    }
+                    before = now;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Heartbeats: each process tells the Auth Service that it lives, and hears what its operator should know.
+//!
+//! The Auth Service says when the next one is due; a fleet that started together is spread by jitter. Missing a few changes
+//! nothing for users: sessions do not depend on heartbeats. `cli` runs one per process; what is sent comes from a closure,
+//! so that labels and states of the moment are in it.
+
+use crate::api::Api;
+use net::{backoff::Backoff, shutdown::Shutdown};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use std::time::Duration;
+use tokio::sync::watch;
+use types::{
+    Public, Resource,
+    kind::{Member, Node},
+};
+use wire::api as pb;
+
+/// Never faster than this, whatever the server asks.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// Never slower than this.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// What one heartbeat says.
+#[derive(Clone, Debug)]
+pub struct Beat {
+    pub member: Resource<Member>,
+    /// For a process with an SSH Service.
+    pub node: Option<Resource<Node>>,
+    /// Port of the direct listener; 0 when reached by tunnel.
+    pub ssh_port: u16,
+}
+
+/// How it goes, for health and for alerts.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Pulse {
+    /// The last heartbeat was taken.
+    pub alive: bool,
+    /// Why not.
+    pub error: Option<Public>,
+    /// Lines for whoever runs this process.
+    pub notices: Vec<String>,
+}
+
+/// Sends one heartbeat; the answer is when the next is due and what to tell the operator.
+pub async fn beat(api: &Api, beat: &Beat) -> Result<(Duration, Vec<String>), Public> {
+    let request = pb::HeartbeatRequest {
+        member: beat.member.to_document().to_json().into(),
+        node: beat.node.as_ref().map(|node| node.to_document().to_json().into()).unwrap_or_default(),
+        ssh_port: u32::from(beat.ssh_port),
+    };
+    let reply = api.heartbeat(request).await?;
+    Ok((Duration::from_secs(reply.interval).clamp(SHORTEST, LONGEST), reply.notices))
+}
+
+/// Sends heartbeats until stopped: at once, then as the server asks, and once more when draining begins, so that the
+/// cluster knows. `describe` makes each one; it gets the word for `Member::state`.
+pub async fn run(
+    api: Api,
+    mut describe: impl FnMut(&'static str) -> Beat + Send,
+    pulse: watch::Sender<Pulse>,
+    seed: u64,
+    shutdown: Shutdown,
+) {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut backoff = Backoff::new(SHORTEST, Duration::from_secs(60), seed);
+    loop {
+        let draining = shutdown.is_draining();
+        let state = if draining { "draining" } else { "active" };
+        let now = describe(state);
+        let sent = tokio::select! {
+            () = shutdown.stopping() => return,
+            sent = beat(&api, &now) => sent,
+        };
+        let wait = match sent {
+            Ok((interval, notices)) => {
+                backoff.reset();
+                tell(&pulse, Pulse { alive: true, error: None, notices });
+                interval.mul_f64(random.random_range(0.8..=1.2))
+            }
+            Err(error) => {
+                let wait = backoff.next();
+                tracing::warn!(%error, ?wait, "heartbeat failed");
+                pulse.send_modify(|pulse| (pulse.alive, pulse.error) = (false, Some(error)));
+                wait
+            }
+        };
+        tokio::select! {
+            () = shutdown.stopping() => return,
+            () = shutdown.draining(), if !draining => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// Logs notices once, not at each heartbeat.
+fn tell(pulse: &watch::Sender<Pulse>, fresh: Pulse) {
+    pulse.send_if_modified(|now| {
+        for notice in fresh.notices.iter().filter(|notice| !now.notices.contains(notice)) {
+            tracing::warn!(notice, "notice from the Auth Service");
+        }
+        let changed = *now != fresh;
+        *now = fresh;
+        changed
+    });
+}

@@ -1,0 +1,110 @@
+//! Invitations: `/webapi/invite/{secret}` for `tsh login --invite`, `/web/invite/{secret}` for people with a browser.
+//!
+//! The secret in the path is the whole authority, so it goes nowhere but to the Auth Service: not into a log, not into a
+//! page, not into a `Referer` (the headers see to that). There is no cookie, hence nothing for another site to ride on.
+
+use super::{Failure, body, info, page, source, status};
+use crate::Shared;
+use axum::{
+    Json,
+    extract::{Path, Request, State},
+    response::{Html, IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use types::{Code, Public};
+use wire::api::{AcceptInviteRequest, GetInviteRequest, InviteReply};
+
+/// What sets the password. `again` is the page's: the API's callers compare for themselves.
+#[derive(Deserialize)]
+struct Answer {
+    password: String,
+    #[serde(default)]
+    again: Option<String>,
+    #[serde(default)]
+    otp: String,
+}
+
+/// `GET /webapi/invite/{secret}`
+pub(super) async fn show(State(shared): State<Arc<Shared>>, Path(secret): Path<String>, request: Request) -> Result<Json<Value>, Failure> {
+    shared.attempts.take(source(&request)?)?;
+    let invite = look_up(&shared, &secret).await?;
+    Ok(Json(json!({ "user": invite.user, "expires": invite.expires, "otp_url": invite.otp_url })))
+}
+
+/// `POST /webapi/invite/{secret}`
+pub(super) async fn accept(State(shared): State<Arc<Shared>>, Path(secret): Path<String>, request: Request) -> Result<Json<Value>, Failure> {
+    let source = source(&request)?;
+    shared.attempts.take(source)?;
+    // Serde's message may quote the password.
+    let answer = serde_json::from_slice::<Answer>(&body(request).await?);
+    let answer = answer.map_err(|_| Public::new(Code::Malformed, "the answer to the invitation cannot be read; it has \"password\" and \"otp\""))?;
+    carry(&shared, &secret, answer, source.to_string()).await?;
+    Ok(Json(json!({})))
+}
+
+/// `GET /web/invite/{secret}`
+pub(super) async fn page(State(shared): State<Arc<Shared>>, Path(secret): Path<String>, request: Request) -> Response {
+    let found = match source(&request).and_then(|source| shared.attempts.take(source)) {
+        Ok(()) => look_up(&shared, &secret).await,
+        Err(error) => Err(error),
+    };
+    match found {
+        Ok(invite) => Html(page::invite(&invite.user, &invite.expires, &invite.otp_url, None)).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+/// `POST /web/invite/{secret}`: on a fault the form comes again, with what was wrong.
+pub(super) async fn page_accept(State(shared): State<Arc<Shared>>, Path(secret): Path<String>, request: Request) -> Response {
+    let headers = request.headers().clone();
+    let invite = match source(&request).and_then(|source| shared.attempts.take(source)) {
+        Ok(()) => look_up(&shared, &secret).await,
+        Err(error) => Err(error),
+    };
+    let invite = match invite {
+        Ok(invite) => invite,
+        Err(error) => return failed(&error),
+    };
+    match from_form(&shared, &secret, request).await {
+        Ok(()) => Html(page::accepted(&invite.user, &info::proxy_name(&shared, &headers))).into_response(),
+        Err(error) => (status(&error), Html(page::invite(&invite.user, &invite.expires, &invite.otp_url, Some(&error)))).into_response(),
+    }
+}
+
+async fn from_form(shared: &Shared, secret: &str, request: Request) -> Result<(), Public> {
+    let source = source(&request)?;
+    let malformed = || Public::new(Code::Malformed, "the form cannot be read");
+    let (head, rest) = request.into_parts();
+    let bytes = body(Request::from_parts(head, rest)).await?;
+    let form = axum::http::Request::post("/").header("content-type", "application/x-www-form-urlencoded").body(axum::body::Body::from(bytes));
+    let form = form.map_err(|_| malformed())?;
+    let axum::Form(answer) = <axum::Form<Answer> as axum::extract::FromRequest<()>>::from_request(form, &()).await.map_err(|_| malformed())?;
+    if answer.again.as_ref().is_some_and(|again| *again != answer.password) {
+        return Err(Public::new(Code::PasswordWeak, "the two passwords are not the same"));
+    }
+    carry(shared, secret, answer, source.to_string()).await
+}
+
+async fn look_up(shared: &Shared, secret: &str) -> Result<InviteReply, Public> {
+    let secret = well_formed(secret)?;
+    shared.api.get_invite(GetInviteRequest { secret }).await
+}
+
+async fn carry(shared: &Shared, secret: &str, answer: Answer, client_addr: String) -> Result<(), Public> {
+    let secret = well_formed(secret)?;
+    let request = AcceptInviteRequest { secret, password: answer.password, otp: answer.otp.trim().to_owned(), client_addr };
+    shared.api.accept_invite(request).await.map(|_| ())
+}
+
+/// What cannot be an invitation's secret does not travel further.
+fn well_formed(secret: &str) -> Result<String, Public> {
+    let fits = (8..=128).contains(&secret.len()) && secret.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+    let error = || Public::new(Code::InviteInvalid, "the invitation is unknown, used or expired").hint("ask an administrator for a new one");
+    if fits { Ok(secret.to_owned()) } else { Err(error()) }
+}
+
+fn failed(error: &Public) -> Response {
+    (status(error), Html(page::error(error))).into_response()
+}
