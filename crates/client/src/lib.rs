@@ -11,6 +11,8 @@ pub mod credentials;
 pub mod host;
 pub mod identity_file;
 pub mod keys;
+pub mod login;
 pub mod presence;
 pub mod profile;
 pub mod trust;
+pub mod ssh;

@@ -198,7 +198,7 @@ impl Documents {
         }
     }
 
-    /// Events of documents of these kinds (none = all kinds); read them with [`decode`] and [`reference`].
+    /// Events of documents of these kinds (none = all kinds); read them with [`decode`] and [`reference()`].
     pub async fn watch(&self, kinds: &[&str], from: Option<u64>) -> Result<Watch, WatchDocumentsError> {
         let mut prefixes = kinds.iter().map(|kind| Key::dir(["doc", kind])).collect::<Result<Vec<_>, _>>()?;
         if prefixes.is_empty() {

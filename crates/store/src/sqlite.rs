@@ -4,7 +4,7 @@
 //! one fsync; answers go out after `COMMIT`. A reader thread has its own connection, so that reads never wait for a disk.
 //! A third looks for commits of other processes. Any number of processes may have the file open: every transaction is
 //! `BEGIN IMMEDIATE`. A commit that ended in an unclear state is answered [`CommitError::Ambiguous`].
-//! Parts: [`open`] makes and checks files, `rows` is all SQL, `writer` and `reader` are the threads.
+//! Parts: `open` makes and checks files, `rows` is all SQL, `writer` and `reader` are the threads.
 
 mod open;
 mod reader;
@@ -60,6 +60,7 @@ pub struct Sqlite {
     closed: CancellationToken,
     pump: Thread,
     pump_ended: CancellationToken,
+    place: String,
 }
 
 impl Sqlite {
@@ -91,7 +92,7 @@ impl Sqlite {
             drop(pump_rows);
             drop(ended);
         })?;
-        Ok(Self { writes, reads, hub, clock, closed, pump, pump_ended })
+        Ok(Self { writes, reads, hub, clock, closed, pump, pump_ended, place: path.display().to_string() })
     }
 
     fn is_open(&self) -> Result<(), StoreError> {
@@ -165,7 +166,7 @@ impl Store for Sqlite {
             loop {
                 let some = self.write(|reply| Write::Expire { reply }).await.map_err(|error| match error {
                     CommitError::Store(error) => error,
-                    error => StoreError::Io { place: String::new(), detail: error.to_string() },
+                    error => StoreError::Io { place: self.place.clone(), detail: error.to_string() },
                 })?;
                 count += some;
                 if some < rows::EXPIRE_AT_ONCE {

@@ -4,7 +4,10 @@ mod configure;
 mod diag;
 mod install;
 mod logging;
+mod metrics;
+mod process;
 mod settings;
+mod signals;
 mod start;
 mod status;
 

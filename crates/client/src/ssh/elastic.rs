@@ -76,16 +76,10 @@ impl<S: AsyncRead + Unpin> Elastic<S> {
     fn soak(&mut self, cx: &mut Context<'_>) {
         while self.soaked.len() < CAP && self.ended.is_none() {
             self.soaked.reserve(CHUNK);
-            let mut into = ReadBuf::uninit(self.soaked.spare_capacity_mut());
-            let polled = Pin::new(&mut self.inner).poll_read(cx, &mut into);
-            let bytes = into.filled().to_vec();
-            match polled {
+            match tokio_util::io::poll_read_buf(Pin::new(&mut self.inner), cx, &mut self.soaked) {
                 Poll::Pending => return,
-                Poll::Ready(Ok(())) if bytes.is_empty() => self.ended = Some(Ok(())),
-                Poll::Ready(Ok(())) => {
-                    self.count(bytes.len());
-                    self.soaked.extend_from_slice(&bytes);
-                }
+                Poll::Ready(Ok(0)) => self.ended = Some(Ok(())),
+                Poll::Ready(Ok(bytes)) => self.count(bytes),
                 Poll::Ready(Err(error)) => self.ended = Some(Err(error)),
             }
         }

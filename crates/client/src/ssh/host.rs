@@ -4,7 +4,7 @@
 //! exchange's signature is checked by russh before this; what is checked here is whose key it was.
 
 use crate::trust::ClusterTrust;
-use russh::{cert::PublicKeyOrCertificate, keys::Certificate};
+use russh::keys::{Certificate, PublicKeyOrCertificate};
 use std::sync::Arc;
 use types::{HostId, Identity, Time};
 use wire::{

@@ -1,3 +1,7 @@
+//! `net::copy`: half-close, silence, stopping, last words, slow readers.
+//!
+//! Pipes in memory have exact capacities, so what is held back can be counted; time is paused wherever a limit is waited for.
+
 use net::{
     copy::{End, Options, Stats, splice},
     shutdown::Shutdown,

@@ -1,3 +1,7 @@
+//! `net::dial` against real loopback ports: the way that works, and every way that fails with its code.
+//!
+//! Codes are what scripts and people see, so each row names the one it must be.
+
 use crate::world::{Cluster, hello};
 use net::{
     dial::{self, DialError, dial},

@@ -1,3 +1,7 @@
+//! The handshake at both ends of a pipe: the version matrix, refusals by one end, and bytes that are no handshake.
+//!
+//! The table of verdicts itself is tested in `wire::hello`; here it is that both ends reach it and tell each other.
+
 use crate::world::hello;
 use net::{
     frame::{read_frame, write_frame},

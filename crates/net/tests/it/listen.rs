@@ -1,3 +1,7 @@
+//! `net::listen`: fairness among strangers, deadlines, drain and stop.
+//!
+//! Linux answers on all of 127.0.0.0/8, so one test can be many sources. A handler echoes, which shows that a connection lives.
+
 use net::{
     listen::{Conn, Limits, accept_loop, bind},
     shutdown::Shutdown,

@@ -1,3 +1,7 @@
+//! `net::peek`: what a client asks for, found without taking its bytes; what is not TLS, named.
+//!
+//! The client's first message is made by rustls itself, with its post-quantum key share, and cut in every awkward place.
+
 use crate::world::Cluster;
 use net::{
     peek::{MAX_CLIENT_HELLO, PeekError, Rewound, Spoken, peek},

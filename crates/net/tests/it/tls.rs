@@ -1,3 +1,8 @@
+//! `net::tls`: who is believed to be whom. Two clusters, every confusion of authority, holder, cluster, name and time.
+//!
+//! Attack rows 1 (a certificate as an authority) and 12 (confusion between clusters) on the TLS side; the SSH side is in the
+//! services. Handshakes run over pipes with a clock that stands still.
+
 use crate::world::{Ca, Cluster, HOUR, Leaf, now};
 use net::{
     clock::SharedClock,
@@ -204,7 +209,7 @@ async fn a_resumed_session_is_refused_once_its_certificate_expired_or_its_author
     async fn resumed(cluster: &Cluster, change: impl FnOnce(&Cluster)) -> Result<Accepted<DuplexStream>, TlsError> {
         let serving = serving(cluster, &cluster.host_cert(SystemRole::Auth), ClientAuth::Required);
         // A client that does not notice the change: its own view of the cluster stays as it was.
-        let view = net::swap::Swap::new(Authorities::new(cluster.name.clone(), &[], &[cluster.host_ca.der.clone()]).unwrap());
+        let view = net::swap::Swap::new(Authorities::new(cluster.name.clone(), &[], std::slice::from_ref(&cluster.host_ca.der)).unwrap());
         let clock: SharedClock = net::clock::ManualClock::new(now()).shared();
         let calling = client_config(Some(&cluster.alice_cert()), Trust::Cluster(view), &[alpn::AUTH], &clock).unwrap();
         meet(cluster, calling.clone(), serving.clone(), &cluster.name_of(SystemRole::Auth)).await.1.unwrap();
@@ -215,7 +220,7 @@ async fn a_resumed_session_is_refused_once_its_certificate_expired_or_its_author
     assert!(resumed(&cluster, |_| {}).await.is_ok());
 
     let rotate = |cluster: &Cluster| {
-        let authorities = Authorities::new(cluster.name.clone(), &[Ca::new().der], &[cluster.host_ca.der.clone()]);
+        let authorities = Authorities::new(cluster.name.clone(), &[Ca::new().der], std::slice::from_ref(&cluster.host_ca.der));
         cluster.trusted.store(authorities.unwrap());
     };
     assert!(matches!(resumed(&cluster, rotate).await, Err(TlsError::Identify(IdentifyError::Untrusted))));
@@ -240,7 +245,9 @@ async fn a_change_of_authorities_takes_effect_on_the_next_connection_of_both_end
     meet(&cluster, calling.clone(), old.clone(), &name).await.0.unwrap();
 
     let next = Ca::new();
-    cluster.trusted.store(Authorities::new(cluster.name.clone(), &[cluster.user_ca.der.clone()], &[next.der.clone()]).unwrap());
+    cluster.trusted.store(
+        Authorities::new(cluster.name.clone(), std::slice::from_ref(&cluster.user_ca.der), std::slice::from_ref(&next.der)).unwrap(),
+    );
     let refused = meet(&cluster, calling.clone(), old, &name).await.0.map(|_| ());
     assert!(refused.unwrap_err().public().is(Code::Certificate), "the ticket of a withdrawn authority was honoured");
     let renewed = serving(&cluster, &next.issue(Leaf::of(cluster.host(SystemRole::Auth))), ClientAuth::Optional);

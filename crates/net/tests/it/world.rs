@@ -10,22 +10,22 @@ use std::{collections::BTreeSet, time::Duration};
 use types::{ClusterName, Extra, HostId, HostIdentity, Identity, NodeName, SystemRole, Time, UserIdentity, UserName, Version};
 use wire::{hello::Hello, identity, sni};
 
-pub const HOUR: Duration = Duration::from_secs(3600);
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
-pub fn now() -> Time {
+pub(crate) fn now() -> Time {
     Time::from_unix(1_900_000_000)
 }
 
-pub struct Ca {
+pub(crate) struct Ca {
     issuer: Issuer<'static, KeyPair>,
-    pub der: CertificateDer<'static>,
+    pub(crate) der: CertificateDer<'static>,
 }
 
 impl Ca {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::living(now().minus(HOUR), now().plus(1000 * HOUR))
     }
-    pub fn living(from: Time, until: Time) -> Self {
+    pub(crate) fn living(from: Time, until: Time) -> Self {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -34,16 +34,16 @@ impl Ca {
         let der = params.self_signed(&key).unwrap().der().clone();
         Self { issuer: Issuer::new(params, key), der }
     }
-    pub fn issue(&self, leaf: Leaf) -> TlsIdentity {
+    pub(crate) fn issue(&self, leaf: Leaf) -> TlsIdentity {
         let (params, key) = leaf.params();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         TlsIdentity::from_der(vec![certificate.der().clone(), self.der.clone()], key.serialized_der()).unwrap()
     }
-    pub fn pin(&self) -> String {
+    pub(crate) fn pin(&self) -> String {
         identity::pin_of_spki(&identity::spki_of(&self.der).unwrap())
     }
     /// An authority that this one signed for, as if an ordinary holder had become one.
-    pub fn below(&self, leaf: Leaf) -> Self {
+    pub(crate) fn below(&self, leaf: Leaf) -> Self {
         let (mut params, key) = leaf.params();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let der = params.signed_by(&key, &self.issuer).unwrap().der().clone();
@@ -51,15 +51,15 @@ impl Ca {
     }
 }
 
-pub struct Leaf {
-    pub identity: Option<Identity>,
-    pub names: Vec<String>,
-    pub from: Time,
-    pub until: Time,
+pub(crate) struct Leaf {
+    pub(crate) identity: Option<Identity>,
+    pub(crate) names: Vec<String>,
+    pub(crate) from: Time,
+    pub(crate) until: Time,
 }
 
 impl Leaf {
-    pub fn of(identity: Identity) -> Self {
+    pub(crate) fn of(identity: Identity) -> Self {
         let names = match &identity {
             Identity::User(_) => vec![],
             Identity::Host(host) => {
@@ -80,24 +80,25 @@ impl Leaf {
     }
 }
 
-pub struct Cluster {
-    pub name: ClusterName,
-    pub user_ca: Ca,
-    pub host_ca: Ca,
-    pub trusted: Swap<Authorities>,
-    pub clock: ManualClock,
+pub(crate) struct Cluster {
+    pub(crate) name: ClusterName,
+    pub(crate) user_ca: Ca,
+    pub(crate) host_ca: Ca,
+    pub(crate) trusted: Swap<Authorities>,
+    pub(crate) clock: ManualClock,
 }
 
 impl Cluster {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let (user_ca, host_ca, name) = (Ca::new(), Ca::new(), ClusterName::new(name).unwrap());
-        let trusted = Swap::new(Authorities::new(name.clone(), &[user_ca.der.clone()], &[host_ca.der.clone()]).unwrap());
+        let trusted =
+            Swap::new(Authorities::new(name.clone(), std::slice::from_ref(&user_ca.der), std::slice::from_ref(&host_ca.der)).unwrap());
         Self { name, user_ca, host_ca, trusted, clock: ManualClock::new(now()) }
     }
-    pub fn clock(&self) -> SharedClock {
+    pub(crate) fn clock(&self) -> SharedClock {
         self.clock.shared()
     }
-    pub fn alice(&self) -> Identity {
+    pub(crate) fn alice(&self) -> Identity {
         Identity::User(UserIdentity {
             cluster: self.name.clone(),
             user: UserName::new("alice").unwrap(),
@@ -109,7 +110,7 @@ impl Cluster {
             extra: Extra::new(),
         })
     }
-    pub fn host(&self, role: SystemRole) -> Identity {
+    pub(crate) fn host(&self, role: SystemRole) -> Identity {
         Identity::Host(HostIdentity {
             cluster: self.name.clone(),
             id: HostId::from_uuid(uuid::Uuid::from_u128(7)),
@@ -118,17 +119,17 @@ impl Cluster {
             extra: Extra::new(),
         })
     }
-    pub fn alice_cert(&self) -> TlsIdentity {
+    pub(crate) fn alice_cert(&self) -> TlsIdentity {
         self.user_ca.issue(Leaf::of(self.alice()))
     }
-    pub fn host_cert(&self, role: SystemRole) -> TlsIdentity {
+    pub(crate) fn host_cert(&self, role: SystemRole) -> TlsIdentity {
         self.host_ca.issue(Leaf::of(self.host(role)))
     }
-    pub fn name_of(&self, role: SystemRole) -> String {
+    pub(crate) fn name_of(&self, role: SystemRole) -> String {
         sni::role_name(&role, &self.name)
     }
 }
 
-pub fn hello(role: &str, version: &str) -> Hello {
+pub(crate) fn hello(role: &str, version: &str) -> Hello {
     Hello { version: version.into(), ..Hello::ours(&Version::new(0, 0, 0), role) }
 }

@@ -5,11 +5,16 @@
 //! agree with that, and is otherwise refused.
 
 use super::{Link, Tunnels, registry::Input};
+use crate::Shared;
 use net::{IoStream, frame, shutdown::Shutdown};
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 use tokio::io::{AsyncWriteExt as _, WriteHalf};
-use types::{Code, HostId, Public};
-use wire::tunnel::{DataHello, ToAgent, ToProxy, decode, encode};
+use types::{Code, HostId, Identity, Public, SystemRole};
+use wire::{
+    capability::WARM_SPARE,
+    hello::Hello,
+    tunnel::{DataHello, ToAgent, ToProxy, decode, encode},
+};
 
 /// For the first message after the handshake, and for every write.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -22,6 +27,26 @@ pub(crate) struct Agent {
     pub(crate) id: HostId,
     /// It said that it can keep a spare connection.
     pub(crate) warm: bool,
+}
+
+/// A resource service of this cluster, not locked; nobody else holds a tunnel or answers for one.
+pub(crate) fn identify(shared: &Shared, identity: Option<Identity>, hello: &Hello) -> Result<Agent, Public> {
+    match identity {
+        Some(Identity::Host(host)) if host.roles.iter().any(SystemRole::is_agent) => {
+            rules::lock::check_host(&shared.cache.locks(), host.id, shared.clock.now())?;
+            Ok(Agent { id: host.id, warm: hello.can(WARM_SPARE) })
+        }
+        Some(Identity::Host(_) | Identity::User(_)) | None => {
+            Err(Public::new(Code::AccessIdentity, "only resource services have tunnels").hint("join with a token for the role node"))
+        }
+    }
+}
+
+/// The hosts that a lock in force names, with what they are told. Followed by the Proxy: a lock ends a tunnel that is there.
+pub(crate) fn locked(shared: &Shared) -> Vec<(HostId, Public)> {
+    let (locks, now) = (shared.cache.locks(), shared.clock.now());
+    let named: BTreeSet<HostId> = locks.iter().filter_map(|lock| lock.spec.target.node).collect();
+    named.into_iter().filter_map(|host| rules::lock::check_host(&locks, host, now).err().map(|denied| (host, denied.public()))).collect()
 }
 
 /// Registers an agent; then [`serve_control`] takes over. Nothing is left open on an error.

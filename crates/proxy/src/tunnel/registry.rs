@@ -15,11 +15,11 @@ use types::{Code, HostId, Public};
 use wire::tunnel::{PING_SECONDS, ToAgent};
 
 /// How long an agent may take to dial back.
-pub const TICKET_LIFE: Duration = Duration::from_secs(10);
+pub(crate) const TICKET_LIFE: Duration = Duration::from_secs(10);
 /// A spare connection is given up when no session was opened for so long.
-pub const SPARE_IDLE: Duration = Duration::from_secs(600);
+pub(crate) const SPARE_IDLE: Duration = Duration::from_secs(600);
 /// Sessions that may wait for one host at once.
-pub const MAX_WAITING: usize = 256;
+pub(crate) const MAX_WAITING: usize = 256;
 const PING_EVERY: Duration = Duration::from_secs(PING_SECONDS);
 /// Three pings unanswered: the other end is gone.
 const SILENCE: Duration = Duration::from_secs(PING_SECONDS * 3);
@@ -28,17 +28,17 @@ const MAX_SPARES: usize = 2;
 
 /// A control connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct LinkId(pub u64);
+pub(crate) struct LinkId(pub(crate) u64);
 /// A data connection that waits for its session.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct StreamId(pub u64);
+pub(crate) struct StreamId(pub(crate) u64);
 /// A session that waits for a data connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct WaitId(pub u64);
+pub(crate) struct WaitId(pub(crate) u64);
 
 /// What happened.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Input {
+pub(crate) enum Input {
     /// An agent registered on a control connection; `host` is its certificate's. `warm`: it can keep a spare.
     Registered { link: LinkId, host: HostId, boot: String, warm: bool },
     /// Anything came in on a control connection.
@@ -65,7 +65,7 @@ pub enum Input {
 
 /// What is to be done.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Output {
+pub(crate) enum Output {
     Send(LinkId, ToAgent),
     HangUp(LinkId),
     /// The session gets this connection. `spare`: the agent waits for `Start` on it.
@@ -96,7 +96,7 @@ struct Waiting {
 
 /// All tunnels of one Proxy.
 #[derive(Default)]
-pub struct Registry {
+pub(crate) struct Registry {
     hosts: BTreeMap<HostId, Host>,
     links: HashMap<LinkId, HostId>,
     tickets: BTreeMap<String, Waiting>,
@@ -105,7 +105,7 @@ pub struct Registry {
 
 impl Registry {
     /// Takes what happened at `now` (since any fixed moment, never going back) and says what to do, in order.
-    pub fn step(&mut self, input: Input, now: Duration) -> Vec<Output> {
+    pub(crate) fn step(&mut self, input: Input, now: Duration) -> Vec<Output> {
         let mut out = Vec::new();
         match input {
             Input::Registered { link, host, boot, warm } => self.register(link, host, boot, warm, now, &mut out),
@@ -146,22 +146,19 @@ impl Registry {
     }
 
     /// How many hosts hold a tunnel.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.hosts.len()
     }
-    pub fn is_empty(&self) -> bool {
-        self.hosts.is_empty()
-    }
     /// The spare connections of a host, oldest first.
-    pub fn spares(&self, host: HostId) -> Vec<StreamId> {
+    pub(crate) fn spares(&self, host: HostId) -> Vec<StreamId> {
         self.hosts.get(&host).map(|host| host.spares.clone()).unwrap_or_default()
     }
     /// The host that registered on a control connection, while it is the host's tunnel.
-    pub fn registered(&self, link: LinkId) -> Option<HostId> {
+    pub(crate) fn registered(&self, link: LinkId) -> Option<HostId> {
         self.links.get(&link).copied()
     }
     /// Every host with its control connection.
-    pub fn hosts(&self) -> impl Iterator<Item = (HostId, LinkId)> {
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = (HostId, LinkId)> {
         self.hosts.iter().map(|(id, host)| (*id, host.link))
     }
 

@@ -11,7 +11,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
-use types::{Code, Public, kind::AuthPreference, kind::SecondFactor};
+use types::{Code, Public, kind::SecondFactor};
 
 /// `GET /webapi/find`: as `ping`, for programs of members and for first contact.
 pub(super) async fn find(State(shared): State<Arc<Shared>>) -> Json<Value> {
@@ -40,7 +40,7 @@ pub(super) async fn ping_connector(State(shared): State<Arc<Shared>>, Path(conne
 
 fn describe(shared: &Shared) -> Value {
     let credentials = shared.credentials.borrow().clone();
-    let preference = shared.cache.auth_preference().map_or_else(AuthPreference::default, |found| found.spec.clone());
+    let preference = shared.cache.auth_preference().spec.clone();
     let second_factor = match preference.second_factor {
         SecondFactor::Off => "off",
         SecondFactor::Otp => "otp",

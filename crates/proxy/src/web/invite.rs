@@ -6,8 +6,9 @@
 use super::{Failure, body, info, page, source, status};
 use crate::Shared;
 use axum::{
-    Json,
-    extract::{Path, Request, State},
+    Form, Json,
+    body::Body,
+    extract::{FromRequest as _, Path, Request, State},
     response::{Html, IntoResponse, Response},
 };
 use serde::Deserialize;
@@ -73,14 +74,13 @@ pub(super) async fn page_accept(State(shared): State<Arc<Shared>>, Path(secret):
     }
 }
 
+/// Reads the form whatever its content type says: there is one form.
 async fn from_form(shared: &Shared, secret: &str, request: Request) -> Result<(), Public> {
     let source = source(&request)?;
     let malformed = || Public::new(Code::Malformed, "the form cannot be read");
-    let (head, rest) = request.into_parts();
-    let bytes = body(Request::from_parts(head, rest)).await?;
-    let form = axum::http::Request::post("/").header("content-type", "application/x-www-form-urlencoded").body(axum::body::Body::from(bytes));
-    let form = form.map_err(|_| malformed())?;
-    let axum::Form(answer) = <axum::Form<Answer> as axum::extract::FromRequest<()>>::from_request(form, &()).await.map_err(|_| malformed())?;
+    let form = Request::post("/").header("content-type", "application/x-www-form-urlencoded").body(Body::from(body(request).await?));
+    let read = Form::<Answer>::from_request(form.map_err(|_| malformed())?, &()).await;
+    let Form(answer) = read.map_err(|_| malformed())?;
     if answer.again.as_ref().is_some_and(|again| *again != answer.password) {
         return Err(Public::new(Code::PasswordWeak, "the two passwords are not the same"));
     }

@@ -43,9 +43,9 @@ const MAX_HEAD: usize = 16 * 1024;
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// A little more than the Auth Service is given to answer.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(35);
+const REQUEST_DEADLINE: Duration = Duration::from_secs(32);
 /// A connection takes no further request after so long. Browsers open another.
-const CONNECTION_LIFE: Duration = Duration::from_secs(20);
+const CONNECTION_LIFE: Duration = Duration::from_secs(10);
 
 /// Who sent the request; put into each by [`serve`].
 #[derive(Clone, Copy, Debug)]

@@ -49,20 +49,22 @@ pub(super) fn run(rows: Rows, clock: &dyn Clock, mut queue: mpsc::Receiver<Read>
 /// Tells the hub of revisions that other processes made; the watches fetch them from the table.
 pub(super) fn pump(rows: &Rows, hub: &Hub, closed: &CancellationToken, poll: Duration) {
     let mut seen = None;
+    let mut failing = false;
     while !closed.is_cancelled() {
-        match rows.data_version() {
-            Ok(version) if seen != Some(version) => {
-                seen = Some(version);
-                match rows.revision() {
-                    Ok(revision) => hub.advance(revision),
-                    Err(error) => {
-                        seen = None;
-                        tracing::warn!(place = %rows.place, %error, "could not look for commits of other processes");
-                    }
+        match rows.data_version().and_then(|version| if seen == Some(version) { Ok(None) } else { Ok(Some((version, rows.revision()?))) }) {
+            Ok(news) => {
+                failing = false;
+                if let Some((version, revision)) = news {
+                    seen = Some(version);
+                    hub.advance(revision);
                 }
             }
-            Ok(_) => {}
-            Err(error) => tracing::warn!(place = %rows.place, %error, "could not look for commits of other processes"),
+            Err(error) => {
+                // Said once, not ten times a second.
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(place = %rows.place, %error, "could not look for commits of other processes");
+                }
+            }
         }
         if hub.has_watchers() {
             std::thread::park_timeout(poll);

@@ -187,7 +187,7 @@ fn unknown(value: impl Strategy<Value = Value>) -> impl Strategy<Value = Map<Str
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn g10_unknown_fields_survive_read_change_write_at_every_level(
+    fn unknown_fields_survive_read_change_write_at_every_level(
         top in unknown(value()), metadata in unknown(value()), spec in unknown(value()), target in unknown(value())
     ) {
         let check = async {

@@ -1,0 +1,112 @@
+//! What a process needs of its host: private directories, its id for life, the file with its process id, systemd's ear.
+
+use std::{
+    io::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+use types::{Code, HostId, Public};
+
+/// Makes a directory that only its owner may enter; an existing one is narrowed.
+pub(super) fn make_private(directory: &Path) -> Result<(), Public> {
+    let failed = |error: std::io::Error| {
+        let public = Public::new(Code::Config, format!("{}: {error}", directory.display()));
+        if error.kind() == std::io::ErrorKind::PermissionDenied { public.hint("run as root, or choose another place with --data-dir") } else { public }
+    };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+    let mode = std::fs::metadata(directory).map_err(failed)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(mode & 0o700)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// This host's id: made at the first start, kept in `host_uuid`.
+pub(super) fn host_id(data_dir: &Path) -> Result<HostId, Public> {
+    let path = data_dir.join("host_uuid");
+    let failed = |error: &dyn std::fmt::Display| Public::new(Code::Config, format!("{}: {error}", path.display()));
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map_err(|error| failed(&error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let id = HostId::from_uuid(uuid::Uuid::new_v4());
+            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(|error| failed(&error))?;
+            file.write_all(format!("{id}\n").as_bytes()).and_then(|()| file.sync_all()).map_err(|error| failed(&error))?;
+            Ok(id)
+        }
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+/// The process id in a file, as long as the process lives.
+pub(super) struct PidFile(PathBuf);
+
+impl PidFile {
+    pub(super) fn write(path: PathBuf) -> Result<Self, Public> {
+        std::fs::write(&path, format!("{}\n", std::process::id())).map_err(|error| Public::new(Code::Config, format!("the pid file {}: {error}", path.display())))?;
+        Ok(Self(path))
+    }
+}
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // A successor may have taken the file over.
+        if std::fs::read_to_string(&self.0).is_ok_and(|text| text.trim() == std::process::id().to_string()) {
+            let _already_gone = std::fs::remove_file(&self.0);
+        }
+    }
+}
+
+/// Tells systemd that users can be served; nothing happens elsewhere.
+pub(super) fn tell_systemd(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+/// An address that reaches a listener on this host: `0.0.0.0` listens everywhere, but cannot be dialled.
+pub(super) fn loopback(addr: SocketAddr) -> SocketAddr {
+    let ip = match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    (ip, addr.port()).into()
+}
+
+/// `proxy.example.com` of `proxy.example.com:3080`.
+pub(super) fn host_part(address: &str) -> Option<String> {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    (!host.is_empty()).then(|| host.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_keeps_its_id_for_life() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = host_id(dir.path()).unwrap();
+        assert_eq!(host_id(dir.path()).unwrap(), first);
+        let mode = std::fs::metadata(dir.path().join("host_uuid")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn the_data_directory_is_private_also_when_it_was_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        make_private(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        make_private(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_listener_on_every_address_is_dialled_on_loopback() {
+        assert_eq!(loopback("0.0.0.0:3080".parse().unwrap()).to_string(), "127.0.0.1:3080");
+        assert_eq!(loopback("[::]:3080".parse().unwrap()).to_string(), "[::1]:3080");
+        assert_eq!(host_part("[::1]:3080").as_deref(), Some("::1"));
+    }
+}
