@@ -50,7 +50,7 @@ $(DENY_STAMP):
 
 .PHONY: bench
 bench: build test-deps ## against the OpenSSH of this machine; writes bench/RESULTS.md
-	cargo bench --locked --profile demo --package harness
+	cargo bench --locked --profile demo --package harness --bench peers
 
 .PHONY: fuzz
 fuzz: ## every parser of a stranger's bytes, SECONDS=60 each

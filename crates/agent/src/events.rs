@@ -20,6 +20,8 @@ use types::Event;
 
 const QUEUE: usize = 1024;
 const BATCH: usize = 100;
+/// For delivering what is left when the service ends.
+const LAST_DELIVERY: Duration = Duration::from_secs(3);
 const FRESH: &str = "events.jsonl";
 const SENDING: &str = "events.sending.jsonl";
 /// The most bytes of one event's line.
@@ -58,7 +60,7 @@ impl Keeper {
         Self { dir: dir.to_owned(), upstream, backoff, memory: VecDeque::new() }
     }
 
-    /// Writes and delivers until every [`Audit`] is gone; then tries once more to deliver.
+    /// Writes and delivers until every [`Audit`] is gone; then tries for a moment to deliver what is left.
     pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>) {
         let mut batch = Vec::new();
         let mut retry = Duration::ZERO;
@@ -88,8 +90,14 @@ impl Keeper {
                 }
             };
         }
-        if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(3), self.deliver()).await {
-            tracing::info!(%error, "audit events stay in the spool until the next start");
+        let last = async {
+            while let Err(error) = self.deliver().await {
+                tracing::info!(%error, "audit events are not delivered yet");
+                tokio::time::sleep(self.backoff.next()).await;
+            }
+        };
+        if tokio::time::timeout(LAST_DELIVERY, last).await.is_err() {
+            tracing::info!("audit events stay in the spool until the next start");
         }
     }
 
@@ -194,7 +202,7 @@ mod tests {
         Event::new(EventKind::Exec, Time::EPOCH, uuid::Uuid::from_u128(number))
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn events_outlive_an_auth_service_that_is_away_and_keep_their_order() {
         let dir = tempfile::tempdir().unwrap();
         let upstream = Arc::new(Fake { failures: Mutex::new(3), ..Fake::default() });

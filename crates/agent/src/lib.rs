@@ -2,11 +2,16 @@
 //!
 //! [`service`] builds and runs an SSH Service; [`tunnel`] and [`direct`] bring it connections, [`ssh`] serves one
 //! connection from its first byte to the recording, [`record`], [`spool`] and [`events`] keep what must not be lost until the
-//! cluster has it. What the service needs of the cluster are the two traits of [`world`]; [`cluster`] implements them over
-//! `client`. Nothing here opens a store, and nothing listens when the host joined by tunnel.
+//! cluster has it. What is known of the cluster is `client`'s cache: sessions open while every Auth Service is away.
+//! Nothing here opens a store, and nothing listens when the host joined by tunnel.
 
+mod direct;
 pub mod events;
 pub mod record;
+pub mod service;
 pub mod spool;
 pub mod ssh;
+mod tunnel;
 pub mod world;
+
+pub use service::{Agent, AgentError, Config, World};

@@ -65,8 +65,13 @@ impl Spool {
         self.finished.notify_one();
     }
 
+    /// Files that were not delivered yet.
+    pub(crate) fn waiting(&self) -> usize {
+        self.list().map_or(0, |files| files.len())
+    }
+
     /// Delivers what is finished or orphaned, again and again, until dropped.
-    pub(crate) async fn deliver(&self, upstream: Arc<dyn Upstream>, audit: Audit, mut backoff: Backoff) {
+    pub async fn deliver(&self, upstream: Arc<dyn Upstream>, audit: Audit, mut backoff: Backoff) {
         let mut first = true;
         loop {
             let wait = match self.sweep(&*upstream, &audit, first).await {
@@ -89,7 +94,10 @@ impl Spool {
         let mut failed = None;
         for path in self.list()? {
             let Some(lock) = unlocked(&path)? else { continue };
-            let read = { let path = path.clone(); tokio::task::spawn_blocking(move || contents(&path)).await.map_err(io::Error::other)? };
+            let read = {
+                let path = path.clone();
+                tokio::task::spawn_blocking(move || contents(&path)).await.map_err(io::Error::other)?
+            };
             let contents = match read {
                 Ok(contents) => contents,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {

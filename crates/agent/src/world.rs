@@ -1,44 +1,21 @@
-//! What the SSH Service needs of the cluster, as two traits, and what a test or `cli` brings.
+//! What the SSH Service needs besides the cluster's cache: who the host is, and where reports go.
 //!
-//! [`Cluster`] is what is known here of roles, users, locks and authorities: a local copy, also when every Auth Service is
-//! away. [`Upstream`] takes what this host reports. [`crate::cluster`] implements both over `client`; tests bring fakes.
+//! [`Upstream`] is a trait so that tests see what is reported; [`client::api::Api`] implements it here.
 
-use futures::future::BoxFuture;
-use rules::access::CurrentUser;
-use std::path::PathBuf;
-use tokio::sync::watch;
-use types::{ClusterName, Document, Event, HostIdentity, Labels, Public, Resource, ResourceName, UserName, kind::{CertAuthority, Lock, Recording, User}};
+use bytes::Bytes;
+use client::{api::Api, host::HostCredentials};
+use futures::{Stream, StreamExt, future::BoxFuture};
+use sha2::{Digest, Sha256};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::io::AsyncReadExt;
+use types::{Code, Event, HostIdentity, Labels, Public, kind::Recording};
+use wire::api::RecordingChunk;
 
-/// What the cluster says, as far as it is known here.
-pub trait Cluster: Send + Sync + 'static {
-    fn name(&self) -> ClusterName;
-    /// The `cert_authority` documents.
-    fn authorities(&self) -> Vec<CertAuthority>;
-    fn role(&self, name: &ResourceName) -> Option<Document>;
-    fn user(&self, name: &UserName) -> Lookup;
-    fn locks(&self) -> Vec<Resource<Lock>>;
-    /// Counts up at each change of any of these.
-    fn changed(&self) -> watch::Receiver<u64>;
-}
-
-/// A user's document, as far as it is known.
-#[derive(Clone, Debug)]
-pub enum Lookup {
-    /// The copy is not complete yet: the certificate alone decides.
-    Unknown,
-    Deleted,
-    Known(Box<Resource<User>>),
-}
-
-impl Lookup {
-    pub(crate) fn current(&self) -> CurrentUser<'_> {
-        match self {
-            Self::Unknown => CurrentUser::Unknown,
-            Self::Deleted => CurrentUser::Deleted,
-            Self::Known(user) => CurrentUser::Known(user),
-        }
-    }
-}
+/// Bytes of a recording sent at once.
+const CHUNK: usize = 256 * 1024;
 
 /// Where reports go.
 pub trait Upstream: Send + Sync + 'static {
@@ -48,6 +25,50 @@ pub trait Upstream: Send + Sync + 'static {
     fn recording(&self, about: Recording, file: PathBuf) -> BoxFuture<'_, Result<(), Public>>;
 }
 
+impl Upstream for Api {
+    fn events(&self, events: Vec<Event>) -> BoxFuture<'_, Result<(), Public>> {
+        Box::pin(async move { self.emit_events(&events).await })
+    }
+    fn recording(&self, about: Recording, file: PathBuf) -> BoxFuture<'_, Result<(), Public>> {
+        Box::pin(async move { self.upload_recording(chunks(about, &file).await?).await })
+    }
+}
+
+/// A recording in pieces, the last one with the digest of all. A file that cannot be read to its end has no last piece, and
+/// is refused by the sink.
+async fn chunks(about: Recording, path: &Path) -> Result<impl Stream<Item = RecordingChunk> + Send + use<>, Public> {
+    let unreadable =
+        |error: std::io::Error| Public::new(Code::RecordingBroken, format!("a recording in the spool cannot be read: {error}"));
+    let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
+    let description = serde_json::to_vec(&about).unwrap_or_default();
+    let start = Some((file, Sha256::new(), 0u64));
+    let pieces = futures::stream::unfold(start, |state| async {
+        let (mut file, mut digest, offset) = state?;
+        let mut data = vec![0; CHUNK];
+        let len = match file.read(&mut data).await {
+            Ok(len) => len,
+            Err(error) => {
+                tracing::error!(%error, "a recording in the spool cannot be read");
+                return None;
+            }
+        };
+        data.truncate(len);
+        digest.update(&data);
+        let chunk = |sha256: Bytes, last| RecordingChunk { description: Bytes::new(), data: Bytes::from(data), offset, last, sha256 };
+        if len == 0 {
+            return Some((chunk(Bytes::copy_from_slice(&digest.finalize()), true), None));
+        }
+        let next = offset.saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
+        Some((chunk(Bytes::new(), false), Some((file, digest, next))))
+    });
+    Ok(pieces.enumerate().map(move |(number, mut chunk)| {
+        if number == 0 {
+            chunk.description = description.clone().into();
+        }
+        chunk
+    }))
+}
+
 /// Who this host is: changes when its certificates are renewed.
 #[derive(Clone, Debug)]
 pub struct HostKeys {
@@ -55,6 +76,16 @@ pub struct HostKeys {
     /// Labels of the host, static ones and those of its join token.
     pub labels: Labels,
     /// The host's SSH key, and its certificate.
-    pub ssh_key: russh::keys::PrivateKey,
+    pub ssh_key: Arc<russh::keys::PrivateKey>,
     pub ssh_certificate: russh::keys::Certificate,
+}
+
+impl HostKeys {
+    /// What these credentials say; `None` when they are not for an SSH host. Labels of the token win over the host's own.
+    pub fn new(credentials: &HostCredentials, own: &Labels) -> Option<Self> {
+        let mut labels = own.clone();
+        labels.extend(credentials.labels.clone());
+        let ssh_certificate = credentials.ssh_certificate.clone()?;
+        Some(Self { identity: credentials.identity.clone(), labels, ssh_key: credentials.ssh_private_key.clone(), ssh_certificate })
+    }
 }

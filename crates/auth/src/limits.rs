@@ -5,10 +5,11 @@
 //! in progress and failures by source (attack table, row 24). Both hold a bounded number of keys.
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use types::Time;
 
 const MAX_KEYS: usize = 10_000;
@@ -16,7 +17,14 @@ const MAX_KEYS: usize = 10_000;
 /// Remembers what was recorded lately.
 pub(crate) struct Repeats {
     window: Duration,
-    seen: Mutex<HashMap<String, Seen>>,
+    seen: Mutex<SeenLately>,
+}
+
+#[derive(Default)]
+struct SeenLately {
+    by_key: HashMap<String, Seen>,
+    /// When old keys were last looked for: not at each of a flood.
+    pruned: Option<Time>,
 }
 
 #[derive(Clone, Copy)]
@@ -32,7 +40,8 @@ impl Repeats {
 
     /// `Some(n)`: record it now, and say that `n` like it were not recorded before. `None`: it is counted.
     pub(crate) fn admit(&self, key: &str, now: Time) -> Option<u64> {
-        let mut seen = lock(&self.seen);
+        let mut state = lock(&self.seen);
+        let SeenLately { by_key: seen, pruned } = &mut *state;
         if let Some(entry) = seen.get_mut(key) {
             if now.since(entry.since) < self.window && now >= entry.since {
                 entry.suppressed = entry.suppressed.saturating_add(1);
@@ -42,8 +51,9 @@ impl Repeats {
             entry.since = now;
             return Some(suppressed);
         }
-        if seen.len() >= MAX_KEYS {
+        if seen.len() >= MAX_KEYS && pruned.is_none_or(|last| now.since(last) >= self.window / 4) {
             seen.retain(|_, entry| now.since(entry.since) < self.window);
+            *pruned = Some(now);
         }
         // When even that made no room, the flood is of different things: one key stands for all of them.
         let key = if seen.len() >= MAX_KEYS { "…" } else { key };
@@ -62,6 +72,8 @@ pub(crate) const MAX_LOGINS_PER_SOURCE: usize = 64;
 /// Failures of one source in [`FAILURE_WINDOW`] before it must wait. Many people may sit behind one address.
 const MAX_FAILURES: u32 = 200;
 const FAILURE_WINDOW: Duration = Duration::from_secs(600);
+/// Logins of one name judged at once: fewer than lock an account.
+const TURNS: usize = 4;
 
 /// The door before password hashing.
 #[derive(Default)]
@@ -74,7 +86,8 @@ struct GateState {
     total: usize,
     running: HashMap<String, usize>,
     failures: HashMap<String, (Time, u32)>,
-    names: HashSet<String>,
+    pruned: Option<Time>,
+    names: HashMap<String, Arc<Semaphore>>,
 }
 
 /// A login in progress; dropping it frees its place.
@@ -106,8 +119,11 @@ impl Gate {
     pub(crate) fn failed(&self, source: &str, now: Time) {
         let mut state = lock(&self.state);
         if state.failures.len() >= MAX_KEYS {
-            state.failures.retain(|_, (since, _)| now.since(*since) < FAILURE_WINDOW);
-            if state.failures.len() >= MAX_KEYS {
+            if state.pruned.is_none_or(|last| now.since(last) >= FAILURE_WINDOW / 4) {
+                state.failures.retain(|_, (since, _)| now.since(*since) < FAILURE_WINDOW);
+                state.pruned = Some(now);
+            }
+            if state.failures.len() >= MAX_KEYS && !state.failures.contains_key(source) {
                 return;
             }
         }
@@ -118,9 +134,16 @@ impl Gate {
         entry.1 = entry.1.saturating_add(1);
     }
 
-    /// Claims a name, so that guesses at one account are judged one after the other. `None` while another is judged.
-    pub(crate) fn claim(&self, name: &str) -> Option<Claim<'_>> {
-        lock(&self.state).names.insert(name.to_owned()).then(|| Claim { gate: self, name: name.to_owned() })
+    /// Waits for one of a name's few turns: guesses at one account that overtake each other must not outrun its counter.
+    pub(crate) async fn turn(&self, name: &str) -> Option<OwnedSemaphorePermit> {
+        let turns = {
+            let mut state = lock(&self.state);
+            if state.names.len() >= MAX_LOGINS {
+                state.names.retain(|_, turns| turns.available_permits() < TURNS || Arc::strong_count(turns) > 1);
+            }
+            state.names.entry(name.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(TURNS))).clone()
+        };
+        turns.acquire_owned().await.ok()
     }
 }
 
@@ -134,17 +157,6 @@ impl Drop for Place<'_> {
                 state.running.remove(&self.source);
             }
         }
-    }
-}
-
-/// One account's login in progress.
-pub(crate) struct Claim<'a> {
-    gate: &'a Gate,
-    name: String,
-}
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        lock(&self.gate.state).names.remove(&self.name);
     }
 }
 

@@ -75,7 +75,12 @@ pub(crate) enum MirrorError {
 
 impl Mirror {
     /// Reads everything, and begins to watch from there.
-    pub(crate) async fn start(store: Arc<dyn Store>, clock: SharedClock, group: &net::task::Group, metrics: Arc<Metrics>) -> Result<Self, MirrorError> {
+    pub(crate) async fn start(
+        store: Arc<dyn Store>,
+        clock: SharedClock,
+        group: &net::task::Group,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, MirrorError> {
         let mirror = Self {
             state: Arc::default(),
             control: Swap::new(None),
@@ -130,7 +135,9 @@ impl Mirror {
                                 watch = fresh;
                                 break;
                             }
-                            Err(MirrorError::Store(StoreError::Closed) | MirrorError::Watch(WatchError::Store(StoreError::Closed))) => return,
+                            Err(MirrorError::Store(StoreError::Closed) | MirrorError::Watch(WatchError::Store(StoreError::Closed))) => {
+                                return;
+                            }
                             Err(error) => tracing::warn!(%error, "could not read the store again"),
                         }
                     }
@@ -187,7 +194,14 @@ impl Mirror {
     }
 
     /// Up to `limit` live documents of the kind behind `after` that pass.
-    pub(crate) fn view(&self, kind: &str, after: Option<&ResourceName>, limit: usize, max_bytes: usize, mut passes: impl FnMut(&Document) -> bool) -> View {
+    pub(crate) fn view(
+        &self,
+        kind: &str,
+        after: Option<&ResourceName>,
+        limit: usize,
+        max_bytes: usize,
+        mut passes: impl FnMut(&Document) -> bool,
+    ) -> View {
         use std::ops::Bound::{Excluded, Unbounded};
         let now = self.clock.now();
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);

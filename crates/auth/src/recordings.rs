@@ -253,7 +253,9 @@ fn examine(file: &mut File) -> Result<Checked, RecordingError> {
 }
 
 /// Runs file work where it may block.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RecordingError> + Send + 'static) -> Result<T, RecordingError> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RecordingError> + Send + 'static,
+) -> Result<T, RecordingError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| RecordingError::Interrupted)?
 }
 
@@ -264,7 +266,10 @@ mod tests {
     use wire::recording::{End, Header, Writer};
 
     fn ids() -> (SessionId, HostId) {
-        (SessionId::from_uuid(uuid::Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001)), HostId::from_uuid(uuid::Uuid::from_u128(9)))
+        (
+            SessionId::from_uuid(uuid::Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001)),
+            HostId::from_uuid(uuid::Uuid::from_u128(9)),
+        )
     }
 
     fn recording(session: SessionId, host: HostId) -> (Vec<u8>, Vec<u8>) {

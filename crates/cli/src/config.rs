@@ -175,8 +175,6 @@ pub(crate) struct SshService {
     pub(crate) listen_addr: Option<SocketAddr>,
     /// Labels that roles select hosts by.
     pub(crate) labels: BTreeMap<String, String>,
-    /// Sessions at once on this host. Default: 1000.
-    pub(crate) max_sessions: Option<u32>,
 }
 
 impl Config {

@@ -148,6 +148,15 @@ pub(crate) fn write_out(text: &str) -> Result<(), Public> {
     }
 }
 
+/// `--debug` of the clients: what happens, on standard error.
+pub(crate) fn debug_log(wanted: bool) {
+    if wanted {
+        let filter = tracing_subscriber::EnvFilter::try_from_env("LOCKGATE_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("debug"));
+        let colour = Style::of_stderr().colour;
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -54,7 +54,9 @@ impl ConnectError {
             Self::Frame(FrameError::Closed | FrameError::Io(_)) => {
                 Public::new(Code::Unavailable, "the Proxy closed the connection").hint("try again; it may be restarting")
             }
-            Self::Frame(FrameError::TooLong(_)) | Self::Malformed => Public::new(Code::VersionProtocol, "the Proxy's answer cannot be read"),
+            Self::Frame(FrameError::TooLong(_)) | Self::Malformed => {
+                Public::new(Code::VersionProtocol, "the Proxy's answer cannot be read")
+            }
         }
     }
 }
@@ -83,7 +85,14 @@ impl std::fmt::Debug for Dialer {
 
 impl Dialer {
     /// `proxy` is `host:port`; `role` and `version` are what this process says of itself (`tsh`).
-    pub fn new(proxy: &str, trust: &ClusterTrust, identity: &TlsIdentity, role: &str, version: &Version, clock: &SharedClock) -> Result<Self, TlsError> {
+    pub fn new(
+        proxy: &str,
+        trust: &ClusterTrust,
+        identity: &TlsIdentity,
+        role: &str,
+        version: &Version,
+        clock: &SharedClock,
+    ) -> Result<Self, TlsError> {
         let authorities = trust.swap()?;
         let config = client_config(Some(identity), Trust::Cluster(authorities.clone()), &[alpn::SSH], clock)?;
         Ok(Self {
@@ -122,3 +131,6 @@ impl std::fmt::Debug for Node {
         write!(f, "Node({}, {})", self.hostname, self.host_id)
     }
 }
+
+#[cfg(test)]
+mod tests;

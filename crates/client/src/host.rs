@@ -25,7 +25,9 @@ use std::{
     time::Duration,
 };
 use tokio::sync::watch;
-use types::{ClusterName, Code, Document, Extra, HostId, HostIdentity, Identity, Labels, NodeName, Public, Secret, SystemRole, Time, Version};
+use types::{
+    ClusterName, Code, Document, Extra, HostId, HostIdentity, Identity, Labels, NodeName, Public, Secret, SystemRole, Time, Version,
+};
 use wire::{
     api as pb,
     credentials::{BadHostFile, FORMAT, HostFile},
@@ -115,7 +117,14 @@ impl HostCredentials {
         Self::new(key, ssh, tls, file.authorities.clone(), file.labels.clone(), file.auth_addr.clone())
     }
 
-    fn new(key: KeyPair, ssh_line: String, tls_pem: String, authorities: Vec<Document>, labels: Labels, auth_addr: Option<String>) -> Result<Self, HostError> {
+    fn new(
+        key: KeyPair,
+        ssh_line: String,
+        tls_pem: String,
+        authorities: Vec<Document>,
+        labels: Labels,
+        auth_addr: Option<String>,
+    ) -> Result<Self, HostError> {
         let tls = key.tls_identity(&tls_pem)?;
         let leaf = tls.chain().first().ok_or(HostError::NotAHost)?;
         let Identity::Host(identity) = from_x509_der(leaf)? else { return Err(HostError::NotAHost) };
@@ -127,7 +136,21 @@ impl HostCredentials {
         let ssh_certificate = if ssh_line.trim().is_empty() { None } else { Some(parse_ssh_certificate(&ssh_line)?) };
         let ssh_private_key = Arc::new(key.ssh_private()?);
         let trust = Arc::new(trust);
-        Ok(Self { identity, key, ssh_private_key, ssh_certificate, tls, authorities, trust, labels, auth_addr, issued, expires, ssh_line, tls_pem })
+        Ok(Self {
+            identity,
+            key,
+            ssh_private_key,
+            ssh_certificate,
+            tls,
+            authorities,
+            trust,
+            labels,
+            auth_addr,
+            issued,
+            expires,
+            ssh_line,
+            tls_pem,
+        })
     }
 
     /// The file's content.
@@ -291,3 +314,6 @@ pub async fn keep_renewed(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

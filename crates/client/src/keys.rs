@@ -96,7 +96,8 @@ impl KeyPair {
 
     /// The private key for russh.
     pub fn ssh_private(&self) -> Result<PrivateKey, KeyError> {
-        PrivateKey::new(KeypairData::Ed25519(Ed25519Keypair::from_seed(&self.seed)), "").map_err(|error| KeyError::Encode(error.to_string()))
+        PrivateKey::new(KeypairData::Ed25519(Ed25519Keypair::from_seed(&self.seed)), "")
+            .map_err(|error| KeyError::Encode(error.to_string()))
     }
 
     /// `-----BEGIN OPENSSH PRIVATE KEY-----`, unencrypted.
@@ -166,7 +167,11 @@ mod tests {
     #[test]
     fn one_seed_has_the_same_public_key_in_every_form() {
         // RFC 8032, section 7.1, test 1.
-        let seed: [u8; 32] = data_encoding::HEXLOWER.decode(b"9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60").unwrap().try_into().unwrap();
+        let seed: [u8; 32] = data_encoding::HEXLOWER
+            .decode(b"9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+            .unwrap()
+            .try_into()
+            .unwrap();
         let key = KeyPair::from_seed(&seed);
         assert_eq!(data_encoding::HEXLOWER.encode(&key.public), "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a");
         assert_eq!(key.ssh_private().unwrap().public_key().to_openssh().unwrap(), key.ssh_public().unwrap());
@@ -186,7 +191,9 @@ mod tests {
 
     #[test]
     fn a_broken_key_is_an_error_and_a_good_one_never_shows_itself() {
-        for bad in ["", "-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----\nMAAA\n-----END PRIVATE KEY-----"] {
+        for bad in
+            ["", "-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----\nMAAA\n-----END PRIVATE KEY-----"]
+        {
             assert_eq!(KeyPair::from_pkcs8_pem(bad), Err(KeyError::Malformed("PKCS #8")));
             assert!(KeyPair::from_openssh(bad).is_err());
         }

@@ -14,5 +14,7 @@ pub mod keys;
 pub mod login;
 pub mod presence;
 pub mod profile;
-pub mod trust;
 pub mod ssh;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod trust;

@@ -103,3 +103,55 @@ fn tell(pulse: &watch::Sender<Pulse>, fresh: Pulse) {
         changed
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::FakeAuth;
+    use types::{Document, HostId, Metadata, SystemRole, Time, Version};
+
+    fn beat_of(state: &str) -> Beat {
+        let member = Member {
+            hostname: "node1".into(),
+            roles: [SystemRole::Node].into(),
+            version: Version::new(1, 0, 0),
+            boot_id: "b".into(),
+            started: Time::EPOCH,
+            last_seen: Time::EPOCH,
+            state: state.into(),
+            skips_version_check: false,
+            labels: Default::default(),
+            extra: Default::default(),
+        };
+        Beat { member: Resource::new(Metadata::named(&HostId::from_uuid(uuid::Uuid::nil())), member), node: None, ssh_port: 0 }
+    }
+
+    fn states(fake: &FakeAuth) -> Vec<String> {
+        let state = |beat: &pb::HeartbeatRequest| Document::from_json(&beat.member).unwrap().spec["state"].as_str().unwrap().to_owned();
+        fake.heartbeats().iter().map(state).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn heartbeats_go_on_through_an_outage_and_the_last_one_says_draining() {
+        let fake = FakeAuth::new();
+        let (shutdown, pulse) = (Shutdown::new(), watch::Sender::new(Pulse::default()));
+        let mut felt = pulse.subscribe();
+        fake.notify(&["upgrade soon"]);
+        let running = run(fake.api(), beat_of, pulse, 3, shutdown.clone());
+        let story = async {
+            felt.wait_for(|pulse| pulse.alive).await.unwrap();
+            assert_eq!(felt.borrow().notices, ["upgrade soon"]);
+            fake.go_away();
+            felt.wait_for(|pulse| !pulse.alive && pulse.error.is_some()).await.unwrap();
+            fake.come_back();
+            felt.wait_for(|pulse| pulse.alive).await.unwrap();
+            let mut moved = fake.moved();
+            shutdown.drain();
+            moved.wait_for(|_| states(&fake).iter().any(|state| state == "draining")).await.unwrap();
+            shutdown.stop();
+        };
+        tokio::join!(running, story);
+        let states = states(&fake);
+        assert_eq!((states.first().unwrap().as_str(), states.last().unwrap().as_str()), ("active", "draining"));
+    }
+}

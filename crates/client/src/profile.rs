@@ -76,7 +76,8 @@ impl std::str::FromStr for ProxyAddr {
             },
         };
         let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
-        let fits = host.parse::<std::net::Ipv6Addr>().is_ok() || (host.starts_with(|c: char| c.is_ascii_alphanumeric()) && host.chars().all(named));
+        let fits = host.parse::<std::net::Ipv6Addr>().is_ok()
+            || (host.starts_with(|c: char| c.is_ascii_alphanumeric()) && host.chars().all(named));
         if fits && host.len() <= 253 && port != 0 { Ok(Self { host: host.to_ascii_lowercase(), port }) } else { Err(bad()) }
     }
 }
@@ -205,8 +206,11 @@ impl Home {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(source) => return Err(ProfileError::File { path: self.0.clone(), source }),
         };
-        let mut paths: Vec<PathBuf> =
-            entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|extension| extension == "yaml")).collect();
+        let mut paths: Vec<PathBuf> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+            .collect();
         paths.sort();
         Ok(paths.iter().filter_map(|path| read_profile(path).ok().flatten()).collect())
     }
@@ -253,7 +257,9 @@ impl Home {
     /// Writes a login and makes it the one in use. Files of another user of the same Proxy are removed.
     pub fn save(&self, profile: &Profile, credentials: &UserCredentials) -> Result<(), ProfileError> {
         private_dir(&self.0).map_err(|source| ProfileError::File { path: self.0.clone(), source })?;
-        if let Some(old) = read_profile(&self.profile_path(&profile.web_proxy_addr.file_name())).ok().flatten().filter(|old| old.user != profile.user) {
+        if let Some(old) =
+            read_profile(&self.profile_path(&profile.web_proxy_addr.file_name())).ok().flatten().filter(|old| old.user != profile.user)
+        {
             self.remove_files(&old)?;
         }
         let paths = self.paths(profile);
@@ -269,7 +275,8 @@ impl Home {
         write_private(&paths.ssh_certificate, format!("{}\n", credentials.ssh_line()).as_bytes())?;
         write_private(&paths.authorities, authorities.as_bytes())?;
         self.write_known_hosts(profile, Some(credentials))?;
-        let yaml = serde_saphyr::to_string(profile).map_err(|error| ProfileError::Malformed { path: paths.profile.clone(), why: error.to_string() })?;
+        let yaml = serde_saphyr::to_string(profile)
+            .map_err(|error| ProfileError::Malformed { path: paths.profile.clone(), why: error.to_string() })?;
         write_private(&paths.profile, yaml.as_bytes())?;
         self.set_current(&profile.web_proxy_addr)
     }
@@ -305,8 +312,11 @@ impl Home {
         if before.is_none() && credentials.is_none() {
             return Ok(());
         }
-        let ours = |line: &&str| parse_authority_line(line).is_some_and(|line| line.names.contains(&proxy.as_str()) && line.names.contains(&cluster));
-        let mut text: String = before.as_ref().map_or("", |text| text.as_str()).lines().filter(|line| !ours(line)).map(|line| format!("{line}\n")).collect();
+        let ours = |line: &&str| {
+            parse_authority_line(line).is_some_and(|line| line.names.contains(&proxy.as_str()) && line.names.contains(&cluster))
+        };
+        let mut text: String =
+            before.as_ref().map_or("", |text| text.as_str()).lines().filter(|line| !ours(line)).map(|line| format!("{line}\n")).collect();
         for key in credentials.iter().flat_map(|credentials| &credentials.trust.host_ssh) {
             text.push_str(&authority_line(&[&proxy, cluster], &profile.cluster, key));
         }
@@ -344,3 +354,6 @@ fn remove(path: &Path) -> Result<(), ProfileError> {
 pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
+
+#[cfg(test)]
+mod tests;

@@ -269,6 +269,8 @@ fn listen(given: Option<TcpListener>, addr: SocketAddr) -> Result<TcpListener, P
 async fn follow(shared: Arc<Shared>) {
     let (mut changed, mut feeding, mut credentials) = (shared.cache.changed(), shared.cache.feeding(), shared.credentials.clone());
     loop {
+        // Seen before it is acted upon: what changes meanwhile comes round again.
+        let before = changed.borrow_and_update().policy;
         match shared.trust().tls() {
             Ok(authorities) => shared.authorities.store(authorities),
             Err(error) => tracing::error!(%error, "the cluster's authorities cannot be used; keeping the ones before"),
@@ -285,10 +287,9 @@ async fn follow(shared: Arc<Shared>) {
                 (true, false, None) => Health::Degraded("not connected to the Auth Service".into()),
             };
             shared.health.set("cache", health);
-            let before = *changed.borrow_and_update();
             tokio::select! {
                 () = shared.shutdown.stopping() => return,
-                Ok(()) = changed.changed() => if changed.borrow().policy != before.policy { break },
+                Ok(()) = changed.changed() => if changed.borrow_and_update().policy != before { break },
                 Ok(()) = feeding.changed() => {}
                 Ok(()) = credentials.changed() => break,
                 else => return,

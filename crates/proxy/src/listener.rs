@@ -162,6 +162,10 @@ async fn control(shared: &Arc<Shared>, mut stream: IoStream, identity: Option<Id
                 link::serve_control(stream, link, tunnels, shutdown).await;
                 drop(permit);
             });
+            // A lock that came after it was looked for found no tunnel to end.
+            if let Some((host, error)) = link::locked(shared).into_iter().find(|(host, _)| *host == agent.id) {
+                shared.tunnels.evict(host, error).await;
+            }
         }
         Err(error) => {
             shared.metrics.refused(&error);

@@ -61,8 +61,9 @@ impl HostFile {
             return Err(BadHostFile::TooLarge(bytes.len()));
         }
         // Only line and column: serde's message may quote the text it met, and a key is in there.
-        let malformed =
-            |error: serde_json::Error| BadHostFile::Malformed(format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column()));
+        let malformed = |error: serde_json::Error| {
+            BadHostFile::Malformed(format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column()))
+        };
         let head: Head = serde_json::from_slice(bytes).map_err(malformed)?;
         if head.format > FORMAT {
             return Err(BadHostFile::Newer(head.format));

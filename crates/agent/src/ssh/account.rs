@@ -54,7 +54,14 @@ impl Account {
         let name = std::ffi::CString::new(user.name.as_str()).map_err(|_| AccountError::Unknown(login.clone()))?;
         let groups = nix::unistd::getgrouplist(&name, user.gid).map_err(lookup)?;
         let shell = if user.shell.as_os_str().is_empty() { PathBuf::from("/bin/sh") } else { user.shell };
-        Ok(Self { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw(), groups: groups.iter().map(|gid| gid.as_raw()).collect(), home: user.dir, shell })
+        Ok(Self {
+            name: user.name,
+            uid: user.uid.as_raw(),
+            gid: user.gid.as_raw(),
+            groups: groups.iter().map(|gid| gid.as_raw()).collect(),
+            home: user.dir,
+            shell,
+        })
     }
 }
 

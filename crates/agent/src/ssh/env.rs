@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn the_host_has_the_last_word_on_its_own_names() {
-        let account = Account { name: "app".into(), uid: 1000, gid: 1000, groups: vec![], home: "/home/app".into(), shell: "/bin/sh".into() };
+        let account =
+            Account { name: "app".into(), uid: 1000, gid: 1000, groups: vec![], home: "/home/app".into(), shell: "/bin/sh".into() };
         let (cluster, user) = (ClusterName::new("c").unwrap(), UserName::new("alice").unwrap());
         let facts = Facts {
             session: SessionId::from_uuid(uuid::Uuid::nil()),

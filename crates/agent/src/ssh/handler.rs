@@ -6,8 +6,7 @@
 //! [`Door::slots`] is ignored besides. Channel and request types russh does not know are refused by it.
 
 use super::{
-    Connection,
-    forward,
+    Connection, forward,
     identify::{Entered, identify},
     input::Input,
     limits::Counted,
@@ -68,10 +67,18 @@ pub(crate) struct Granted {
 /// One open channel.
 enum Slot {
     /// Of someone refused. Whether he asked for a terminal.
-    Notice { terminal: bool },
+    Notice {
+        terminal: bool,
+    },
     Fresh(Box<Fresh>),
-    Started { input: Arc<Input>, control: mpsc::Sender<Control> },
-    Forward { input: Arc<Input>, done: mpsc::Sender<()> },
+    Started {
+        input: Arc<Input>,
+        control: mpsc::Sender<Control>,
+    },
+    Forward {
+        input: Arc<Input>,
+        done: mpsc::Sender<()>,
+    },
 }
 
 /// A session channel on which nothing runs yet.
@@ -237,7 +244,7 @@ impl Handler for Door {
         self.access = Access::Stranger;
         let shared = &self.connection.shared;
         let peer = self.connection.arrival.client.map(|client| client.ip());
-        match identify(&*shared.cluster, user, certificate, peer, shared.clock.now()) {
+        match identify(&shared.trust(), user, certificate, peer, shared.clock.now()) {
             Ok(entered) => {
                 self.access = Access::Proven(Box::new(entered));
                 Ok(Auth::Accept)
@@ -256,8 +263,12 @@ impl Handler for Door {
         let Access::Proven(entered) = std::mem::replace(&mut self.access, Access::Stranger) else { return Err(Error::Inconsistent) };
         self.connection.authenticated.send_replace(true);
         let shared = &self.connection.shared;
+        let synced = shared.cache.feeding().borrow().synced;
         let refusal = match self.connection.decide(&entered) {
-            Ok(_) if shared.shutdown.is_draining() => Public::new(Code::Unavailable, "this host's SSH Service is stopping").hint("try again in a moment"),
+            _ if !synced => Public::new(Code::Unavailable, "this host does not know the cluster's roles yet").hint("try again in a moment"),
+            Ok(_) if shared.shutdown.is_draining() => {
+                Public::new(Code::Unavailable, "this host's SSH Service is stopping").hint("try again in a moment")
+            }
             Ok(permit) => match shared.present.enter(&permit.user, permit.options.max_connections) {
                 Some(counted) => {
                     let rights = Rights::agent(&permit);
@@ -265,7 +276,8 @@ impl Handler for Door {
                     self.access = Access::Granted(Arc::new(Granted { entered: *entered, permit, rights, _counted: counted }));
                     return Ok(());
                 }
-                None => Public::new(Code::AccessLimit, "you have as many connections to this host as your roles allow").hint("close one and try again"),
+                None => Public::new(Code::AccessLimit, "you have as many connections to this host as your roles allow")
+                    .hint("close one and try again"),
             },
             Err(denied) => {
                 tracing::info!(user = %entered.identity.user, login = %entered.login, %denied, "a session was refused");
@@ -300,7 +312,12 @@ impl Handler for Door {
         let most = granted.permit.options.max_sessions;
         let sessions = self.slots.values().filter(|slot| !matches!(slot, Slot::Forward { .. })).count();
         if u32::try_from(sessions).unwrap_or(u32::MAX) >= most {
-            reply.reject(ChannelOpenFailure::Other { code: 4, reason: format!("at most {most} sessions over one connection [{}]", Code::AccessLimit) }).await;
+            reply
+                .reject(ChannelOpenFailure::Other {
+                    code: 4,
+                    reason: format!("at most {most} sessions over one connection [{}]", Code::AccessLimit),
+                })
+                .await;
             return Ok(());
         }
         let input = Input::new(self.connection.flow.clone(), self.connection.shared.spool.dir().to_owned());
@@ -339,7 +356,17 @@ impl Handler for Door {
         let input = Input::new(self.connection.flow.clone(), self.connection.shared.spool.dir().to_owned());
         let (done, running) = mpsc::channel(1);
         self.slots.insert(channel.id(), Slot::Forward { input: input.clone(), done });
-        let forward = forward::Forward { connection: self.connection.clone(), granted, permit, host: host.to_owned(), port, channel, reply, input, running };
+        let forward = forward::Forward {
+            connection: self.connection.clone(),
+            granted,
+            permit,
+            host: host.to_owned(),
+            port,
+            channel,
+            reply,
+            input,
+            running,
+        };
         self.connection.shared.tasks.spawn("forward", forward::run(forward));
         Ok(())
     }
@@ -361,7 +388,13 @@ impl Handler for Door {
         self.refuse_channel(Kind::ForwardedTcpip, reply).await
     }
 
-    async fn channel_open_direct_streamlocal(&mut self, _: Channel<Msg>, _: &str, reply: ChannelOpenHandle, _: &mut Session) -> Result<(), Error> {
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Error> {
         self.refuse_channel(Kind::DirectStreamlocal, reply).await
     }
 
@@ -436,7 +469,15 @@ impl Handler for Door {
         session.channel_failure(channel)
     }
 
-    async fn window_change_request(&mut self, channel: ChannelId, columns: u32, rows: u32, _: u32, _: u32, session: &mut Session) -> Result<(), Error> {
+    async fn window_change_request(
+        &mut self,
+        channel: ChannelId,
+        columns: u32,
+        rows: u32,
+        _: u32,
+        _: u32,
+        session: &mut Session,
+    ) -> Result<(), Error> {
         if self.is_notice(channel) || self.decide(channel, Request::WindowChange).await.is_none() {
             return session.channel_failure(channel);
         }

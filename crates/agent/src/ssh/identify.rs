@@ -4,18 +4,15 @@
 //! connection (russh checks it; attack table, rows 4 and 5). Offers are never looked at. The certificate's facts are read
 //! by `wire`, accepted or refused by `rules::cert`; a stranger learns nothing but "no".
 
-use crate::world::Cluster;
-use russh::keys::{
-    Certificate, PublicKey,
-    ssh_encoding::Encode,
-};
+use client::trust::ClusterTrust;
 use rules::{
     Denied, Permit,
-    cert::{Algorithm, CertFacts, CertKind, PlainKey, Refused, Trust, accept_user},
+    cert::{CertFacts, CertKind, PlainKey, Refused, Trust, accept_user},
     permit::Enter,
 };
+use russh::keys::{Certificate, PublicKey, ssh_encoding::Encode};
 use std::net::IpAddr;
-use types::{Identity, Login, Time, UserIdentity, kind::CaKey};
+use types::{Identity, Login, Time, UserIdentity};
 use wire::identity::{BadIdentity, SshCert, SshCertKind};
 
 /// A user whose certificate was accepted, and the account he asks for.
@@ -26,23 +23,22 @@ pub(crate) struct Entered {
 }
 
 /// Whose certificate it is; refused unless this cluster's user authority signed it with a plain key.
-pub(crate) fn identify(cluster: &dyn Cluster, login: &str, certificate: &Certificate, peer: Option<IpAddr>, now: Time) -> Result<Entered, Denied> {
+pub(crate) fn identify(
+    trust: &ClusterTrust,
+    login: &str,
+    certificate: &Certificate,
+    peer: Option<IpAddr>,
+    now: Time,
+) -> Result<Entered, Denied> {
     let login = Login::new(login).map_err(|_| Refused::Name(login.chars().take(80).flat_map(char::escape_default).collect()))?;
-    let authorities = cluster.authorities();
-    let user_keys: Vec<PublicKey> = plain_keys(authorities.iter().filter(|ca| ca.ca_type == "user" && ca.cluster == cluster.name()).flat_map(|ca| &ca.keys));
-    let cert = SshCert::verified(certificate, SshCertKind::User, &user_keys, now).map_err(refused)?;
-    let trust = Trust { cluster: cluster.name(), user_keys: user_keys.iter().filter_map(plain_blob).collect(), host_keys: Default::default() };
+    let cert = SshCert::verified(certificate, SshCertKind::User, &trust.user_ssh, now).map_err(refused)?;
+    let user_keys = trust.user_ssh.iter().filter_map(plain_blob).collect();
+    let trust = Trust { cluster: trust.cluster.clone(), user_keys, host_keys: Default::default() };
     let enter: Permit<Enter> = accept_user(&facts(certificate, cert)?, &trust, peer, now)?;
     match enter.into_facts().identity {
         Identity::User(identity) => Ok(Entered { identity, login }),
         Identity::Host(_) => Err(Refused::Kind { found: "host", wanted: "user" }.into()),
     }
-}
-
-/// Keys of types that may sign. An entry that is itself a certificate does not read as a public key.
-fn plain_keys<'k>(keys: impl Iterator<Item = &'k CaKey>) -> Vec<PublicKey> {
-    let plain = keys.filter(|key| Algorithm::from_document(&key.algorithm).is_some());
-    plain.filter_map(|key| PublicKey::from_openssh(&key.ssh).ok()).filter(|key| Algorithm::from_ssh(key.algorithm().as_str()).is_some()).collect()
 }
 
 fn plain_blob(key: &PublicKey) -> Option<PlainKey> {

@@ -194,14 +194,15 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let flow = Flow::new();
             let input = Input::new(flow.clone(), dir.path().into());
-            let (mut put, mut got) = (Vec::new(), Vec::new());
+            let (mut put, mut got): (Vec<u8>, Vec<u8>) = (Vec::new(), Vec::new());
             for (at, (size, read)) in sizes.into_iter().enumerate() {
                 let bytes = vec![u8::try_from(at).unwrap(); size];
                 put.extend(&bytes);
                 input.push(bytes.into()).unwrap();
                 prop_assert!(input.lock().memory_len <= MEMORY);
                 if read {
-                    got.extend(drain(&input));
+                    let taken: Vec<u8> = drain(&input);
+                    got.extend(taken);
                 }
             }
             got.extend(drain(&input));

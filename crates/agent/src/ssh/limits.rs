@@ -8,7 +8,7 @@ use types::UserName;
 
 /// The count, per user. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Present(Arc<Mutex<BTreeMap<UserName, u32>>>);
+pub struct Present(Arc<Mutex<BTreeMap<UserName, u32>>>);
 
 /// One connection of a user, counted until dropped.
 #[derive(Debug)]

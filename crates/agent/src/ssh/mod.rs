@@ -22,16 +22,23 @@ mod session;
 mod spawn;
 mod stream;
 
-use crate::{events::Audit, spool::Spool, world::{Cluster, HostKeys}};
+pub use limits::Present;
+
+use crate::{events::Audit, spool::Spool, world::HostKeys};
+use client::{cache::Cache, trust::ClusterTrust};
 use handler::Door;
 use identify::Entered;
 use net::{clock::SharedClock, shutdown::Shutdown, task::Group};
 use rules::{
     Denied, Permit,
-    access::{RoleSet, SessionRequest, decide_session},
+    access::{CurrentUser, RoleSet, SessionRequest, decide_session},
     permit::OpenSession,
 };
-use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, keys::{Algorithm, EcdsaCurve}, mac, server};
+use russh::{
+    MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex,
+    keys::{Algorithm, EcdsaCurve, PrivateKey},
+    mac, server,
+};
 use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Duration};
 use stream::{Flow, Guarded};
 use tokio::sync::watch as channel;
@@ -52,13 +59,20 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { auth_deadline: Duration::from_secs(20), keep_alive: Duration::from_secs(30), silence: Duration::from_secs(900), preferred: preferred() }
+        Self {
+            auth_deadline: Duration::from_secs(20),
+            keep_alive: Duration::from_secs(30),
+            silence: Duration::from_secs(900),
+            preferred: preferred(),
+        }
     }
 }
 
 /// What all connections of one SSH Service share.
 pub struct Shared {
-    pub cluster: Arc<dyn Cluster>,
+    pub cache: Cache,
+    /// Whom to believe until the cache has spoken.
+    pub joined_with: channel::Receiver<Arc<ClusterTrust>>,
     pub keys: channel::Receiver<Arc<HostKeys>>,
     pub clock: SharedClock,
     pub audit: Audit,
@@ -66,17 +80,19 @@ pub struct Shared {
     pub tasks: Group,
     pub shutdown: Shutdown,
     pub settings: Settings,
-    present: limits::Present,
+    /// Connections per user; begins empty.
+    pub present: Present,
 }
 
 impl Shared {
-    #[allow(clippy::too_many_arguments, reason = "the parts of a service, named at the one call")]
-    pub fn new(cluster: Arc<dyn Cluster>, keys: channel::Receiver<Arc<HostKeys>>, clock: SharedClock, audit: Audit, spool: Spool, tasks: Group, shutdown: Shutdown, settings: Settings) -> Self {
-        Self { cluster, keys, clock, audit, spool, tasks, shutdown, settings, present: limits::Present::default() }
-    }
-
     pub(crate) fn host(&self) -> Arc<HostKeys> {
         self.keys.borrow().clone()
+    }
+
+    /// Whose certificates are believed now.
+    fn trust(&self) -> Arc<ClusterTrust> {
+        let cached = self.cache.trust();
+        if cached.user_ssh.is_empty() { self.joined_with.borrow().clone() } else { cached }
     }
 }
 
@@ -100,8 +116,11 @@ pub(crate) struct Connection {
 }
 
 /// Serves SSH on a stream until it ends. Errors of the peer are the peer's affair and only logged.
-pub async fn serve<S: net::Io>(shared: Arc<Shared>, stream: S, arrival: Arrival) {
+///
+/// `entered` is called once a certificate was proven.
+pub async fn serve<S: net::Io>(shared: Arc<Shared>, stream: S, arrival: Arrival, entered: impl FnOnce() + Send) {
     let (flow, config) = (Flow::new(), config(&shared));
+    let _however_this_ends = CutOnDrop(flow.clone());
     let connection = Arc::new(Connection {
         shared: shared.clone(),
         arrival,
@@ -120,19 +139,19 @@ pub async fn serve<S: net::Io>(shared: Arc<Shared>, stream: S, arrival: Arrival)
         Err(_) => return tracing::debug!("no SSH identification in time"),
     };
     let handle = running.handle();
-    let in_time = async { tokio::time::timeout_at(deadline, authenticated.wait_for(|done| *done)).await.is_ok_and(|result| result.is_ok()) };
+    let in_time =
+        async { tokio::time::timeout_at(deadline, authenticated.wait_for(|done| *done)).await.is_ok_and(|result| result.is_ok()) };
     tokio::select! {
         end = &mut running => return log_end(end),
         in_time = in_time => if !in_time {
-            tracing::debug!("not authenticated in time");
-            return flow.cut();
+            return tracing::debug!("not authenticated in time");
         },
     }
+    entered();
     let reason = tokio::select! {
         end = &mut running => return log_end(end),
         () = flow.silent_for(shared.settings.silence) => {
-            tracing::info!("the client is gone");
-            return flow.cut();
+            return tracing::info!("the client is gone");
         }
         Ok(reason) = over.wait_for(Option::is_some) => reason.clone(),
         () = shared.shutdown.stopping() => {
@@ -141,16 +160,23 @@ pub async fn serve<S: net::Io>(shared: Arc<Shared>, stream: S, arrival: Arrival)
             reason
         }
     };
-    drop((connection, over));
-    // Sessions say their last words by themselves; then the connection goes.
+    drop(over);
+    // Sessions say their last words by themselves, each holding a receiver; then the connection goes.
     let words = reason.map_or_else(String::new, |reason| reason.to_string());
     let _last = tokio::time::timeout(LAST_WORDS, async {
-        tokio::time::sleep(session::HANG_UP + Duration::from_millis(500)).await;
+        let _in_time = tokio::time::timeout(session::HANG_UP + Duration::from_secs(1), connection.over.closed()).await;
         let _gone = handle.disconnect(russh::Disconnect::ByApplication, words, String::new()).await;
         (&mut running).await
     })
     .await;
-    flow.cut();
+}
+
+/// russh's task goes on by itself: without its stream it ends.
+struct CutOnDrop(Arc<Flow>);
+impl Drop for CutOnDrop {
+    fn drop(&mut self) {
+        self.0.cut();
+    }
 }
 
 /// From the reason to the end of the connection.
@@ -170,14 +196,15 @@ impl Connection {
     }
 
     fn decide_at(&self, entered: &Entered, now: types::Time) -> Result<Permit<OpenSession>, Denied> {
-        let (cluster, host) = (&self.shared.cluster, self.shared.host());
-        let user = cluster.user(&entered.identity.user);
-        let roles = RoleSet::resolve(&entered.identity, |name| cluster.role(name), user.current());
+        let (cache, host) = (&self.shared.cache, self.shared.host());
+        let user = cache.user(&(&entered.identity.user).into());
+        let current = user.as_deref().map_or(CurrentUser::Deleted, CurrentUser::Known);
+        let roles = RoleSet::resolve(&entered.identity, cache.roles(), current);
         for problem in roles.problems() {
             tracing::debug!(%problem, user = %entered.identity.user, "a role cannot be judged whole");
         }
         decide_session(&SessionRequest {
-            cluster: &cluster.name(),
+            cluster: cache.cluster(),
             identity: &entered.identity,
             roles: &roles,
             host: host.identity.id,
@@ -185,7 +212,7 @@ impl Connection {
             labels: &host.labels,
             login: &entered.login,
             peer: self.arrival.client.map(|client| client.ip()),
-            locks: &cluster.locks(),
+            locks: &cache.locks(),
             now,
         })
     }
@@ -205,7 +232,7 @@ impl Connection {
     pub(crate) fn event(&self, kind: EventKind) -> Event {
         let host = self.shared.host();
         let event = Event::new(kind, self.shared.clock.now(), uuid::Uuid::new_v4())
-            .with("cluster_name", self.shared.cluster.name().as_str())
+            .with("cluster_name", self.shared.cache.cluster().as_str())
             .with("server_id", host.identity.id.to_string())
             .with("server_hostname", host.identity.name.as_str());
         match self.arrival.client {
@@ -219,14 +246,18 @@ impl Connection {
 async fn watch(connection: Arc<Connection>, entered: Entered) {
     /// The clock may be moved: looked at again at least so often.
     const AGAIN: Duration = Duration::from_secs(30);
-    let mut changes = connection.shared.cluster.changed();
+    let mut changes = connection.shared.cache.changed();
     loop {
         let wait = match connection.decide_again(&entered) {
             Ok(permit) => permit.deadline.map_or(AGAIN, |deadline| deadline.since(connection.shared.clock.now()).min(AGAIN)),
             Err(denied) => {
                 tracing::info!(user = %entered.identity.user, %denied, "a permit ended with its connection");
                 let event = connection.event(EventKind::SessionRejected).with("user", entered.identity.user.as_str());
-                connection.shared.audit.emit(event.with("login", entered.login.as_str()).with("error", denied.to_string()).with("running", true)).await;
+                connection
+                    .shared
+                    .audit
+                    .emit(event.with("login", entered.login.as_str()).with("error", denied.to_string()).with("running", true))
+                    .await;
                 connection.over.send_replace(Some(denied.public()));
                 return;
             }
@@ -246,7 +277,7 @@ fn config(shared: &Shared) -> server::Config {
         methods: MethodSet::from([MethodKind::PublicKey].as_slice()),
         auth_rejection_time: Duration::from_millis(300),
         auth_rejection_time_initial: Some(Duration::ZERO),
-        keys: vec![host.ssh_key.clone()],
+        keys: vec![PrivateKey::clone(&host.ssh_key)],
         certificates: vec![host.ssh_certificate.clone()],
         // What may be under way to one channel; the sum over channels stays below what `Guarded` reads ahead.
         window_size: 512 * 1024,
@@ -267,7 +298,8 @@ fn config(shared: &Shared) -> server::Config {
 /// AES-GCM where the CPU has AES (2.5 times as fast as ChaCha20 here), ChaCha20 elsewhere. The client's order would win
 /// over ours, and older OpenSSH prefers slower ones: so only the fitting kind is offered.
 fn preferred() -> Preferred {
-    let ciphers: &'static [cipher::Name] = if has_aes() { &[cipher::AES_256_GCM, cipher::AES_128_GCM] } else { &[cipher::CHACHA20_POLY1305, cipher::AES_256_GCM] };
+    let ciphers: &'static [cipher::Name] =
+        if has_aes() { &[cipher::AES_256_GCM, cipher::AES_128_GCM] } else { &[cipher::CHACHA20_POLY1305, cipher::AES_256_GCM] };
     Preferred {
         kex: Cow::Borrowed(&[
             kex::MLKEM768X25519_SHA256,

@@ -52,7 +52,7 @@ pub(crate) fn open(wanted: &Wanted, account: &Account) -> io::Result<(Master, Ow
     apply(&mut termios, &wanted.modes);
     rustix::termios::tcsetattr(&slave, OptionalActions::Now, &termios)?;
     rustix::fs::fcntl_setfl(&master, rustix::fs::fcntl_getfl(&master)? | rustix::fs::OFlags::NONBLOCK)?;
-    let master = Master(AsyncFd::with_interest(master, Interest::READABLE | Interest::WRITABLE)?);
+    let master = Master(super::spawn::watch_fd(master)?);
     master.resize(wanted.columns, wanted.rows)?;
     Ok((master, slave, name))
 }
@@ -64,10 +64,11 @@ impl Master {
             let mut ready = self.0.readable().await?;
             let before = into.len();
             // A terminal gives at most 4 KiB at a time: several reads make one message.
-            while into.capacity().saturating_sub(into.len()) > 0 {
-                match rustix::io::read(self.0.get_ref(), rustix::buffer::spare_capacity(into)) {
+            let mut piece = [0; 4096];
+            while into.capacity().saturating_sub(into.len()) >= piece.len() {
+                match rustix::io::read(self.0.get_ref(), &mut piece) {
                     Ok(0) => return Ok(into.len().saturating_sub(before)),
-                    Ok(_) => {}
+                    Ok(len) => into.extend_from_slice(piece.get(..len).unwrap_or_default()),
                     Err(rustix::io::Errno::INTR) => {}
                     Err(rustix::io::Errno::AGAIN) => {
                         if into.len() == before {

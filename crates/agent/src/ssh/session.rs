@@ -154,6 +154,8 @@ struct Running {
 /// Runs a session from its start to the last event about it.
 pub(crate) async fn run(start: Start) {
     let Start { connection, granted, permit, program, pty, env, agent, input, write, handle, mut orders } = start;
+    // While it lives, the connection is not closed under us.
+    let _last_words = connection.over.subscribe();
     let wants = Wants { program: &program, pty: pty.as_ref(), env: &env, agent };
     let running = match prepare(&connection, &granted, &wants).await {
         Ok(running) => running,
@@ -169,7 +171,8 @@ pub(crate) async fn run(start: Start) {
     };
     started(&connection, &granted, &program, &running, pty.as_ref()).await;
     let Running { mut child, group, ends, recorder, agent, recording, began } = running;
-    let mut stage = Stage { connection: &connection, granted: &granted, write: &write, input: &input, group, began, terminal: pty.is_some() };
+    let mut stage =
+        Stage { connection: &connection, granted: &granted, write: &write, input: &input, group, began, terminal: pty.is_some() };
     let forwarding = async {
         match &agent {
             Some(socket) => socket.serve(&handle).await,
@@ -232,13 +235,14 @@ async fn prepare(connection: &Connection, granted: &Granted, wants: &Wants<'_>) 
         }
         Program::Sftp => (None, Instant::now()),
     };
-    let agent = if wants.agent { AgentSocket::open(&account).map_err(|error| tracing::warn!(%error, "no agent socket")).ok() } else { None };
+    let agent =
+        if wants.agent { AgentSocket::open(&account).map_err(|error| tracing::warn!(%error, "no agent socket")).ok() } else { None };
     let agent_path = agent.as_ref().map(AgentSocket::path);
     let (ends, streams, device) = open(wants.pty, &account)?;
-    let (cluster, user) = (shared.cluster.name(), &granted.entered.identity.user);
+    let (cluster, user) = (shared.cache.cluster(), &granted.entered.identity.user);
     let facts = Facts {
         session,
-        cluster: &cluster,
+        cluster,
         user,
         host: host.identity.id,
         client: connection.arrival.client,
@@ -279,7 +283,7 @@ fn open(pty: Option<&Wanted>, account: &Account) -> Result<(Ends, Streams, Optio
         return Ok((Ends::Terminal(Arc::new(master)), streams, Some(device)));
     }
     let pipes = || -> io::Result<_> {
-        let ((stdin_far, stdin), (stdout, stdout_far), (stderr, stderr_far)) = (std::io::pipe()?, std::io::pipe()?, std::io::pipe()?);
+        let ((stdin_far, stdin), (stdout, stdout_far), (stderr, stderr_far)) = (io::pipe()?, io::pipe()?, io::pipe()?);
         widen(&stdout);
         let ends = Ends::Pipes {
             stdin: pipe::Sender::from_owned_fd(OwnedFd::from(stdin))?,
@@ -310,7 +314,13 @@ struct Stage<'a> {
 
 impl Stage<'_> {
     /// Moves bytes and obeys orders until the session has ended; also says how many bytes were not recorded.
-    async fn drive(&mut self, child: &mut Child, ends: Ends, recorder: Option<&Recorder>, orders: &mut mpsc::Receiver<Control>) -> (Ended, u64) {
+    async fn drive(
+        &mut self,
+        child: &mut Child,
+        ends: Ends,
+        recorder: Option<&Recorder>,
+        orders: &mut mpsc::Receiver<Control>,
+    ) -> (Ended, u64) {
         let (pulse, limited) = (Pulse::new(), !self.terminal);
         let mut tapes = [false, true].map(|stderr| recorder.map(|recorder| recorder.tape(self.began, stderr, limited)));
         let resize = tapes.first().cloned().flatten();
@@ -379,9 +389,7 @@ impl Stage<'_> {
                     Some(order) => self.obey(order, master.as_deref(), resize.as_ref()).await,
                     None => return Ended::Gone,
                 },
-                Ok(why) = over.wait_for(Option::is_some) => {
-                    return Ended::Told(why.clone().unwrap_or_else(|| Public::new(Code::Unavailable, "the connection ends")));
-                }
+                Some(why) = reason(&mut over) => return Ended::Told(why),
                 () = idle(self.granted, pulse) => {
                     return Ended::Told(Public::new(Code::AccessLimit, "nothing was sent or received for longer than your roles allow"));
                 }
@@ -405,6 +413,11 @@ impl Stage<'_> {
             }
         }
     }
+}
+
+/// Why everything on the connection ends, when it does.
+async fn reason(over: &mut watch::Receiver<Option<Public>>) -> Option<Public> {
+    over.wait_for(Option::is_some).await.ok().and_then(|why| why.clone())
 }
 
 /// Signals a client may send: those of RFC 4254 that a person at a terminal could cause.
@@ -579,7 +592,8 @@ async fn tell_end(write: &ChannelWriteHalf<Msg>, handle: &Handle, text: Option<S
         }
         let _gone = write.close().await;
     };
-    let _in_time = tokio::time::timeout(if matches!(ended, Ended::Gone) && text.is_none() { Duration::ZERO } else { LAST_WORDS }, words).await;
+    let _in_time =
+        tokio::time::timeout(if matches!(ended, Ended::Gone) && text.is_none() { Duration::ZERO } else { LAST_WORDS }, words).await;
 }
 
 /// Ends what is left of the program, unless it ended by itself.
@@ -604,7 +618,14 @@ async fn stop(child: &mut Child, group: Option<Pid>, ended: &Ended) {
 }
 
 /// Completes the recording and reports the end.
-async fn record_end(connection: &Connection, granted: &Granted, program: &Program, mut recording: Recording, recorder: Option<(Recorder, Instant, u64)>, ended: &Ended) {
+async fn record_end(
+    connection: &Connection,
+    granted: &Granted,
+    program: &Program,
+    mut recording: Recording,
+    recorder: Option<(Recorder, Instant, u64)>,
+    ended: &Ended,
+) {
     let shared = &connection.shared;
     let end = match ended {
         Ended::Exited(status) => End {
@@ -621,7 +642,8 @@ async fn record_end(connection: &Connection, granted: &Granted, program: &Progra
             Program::Command(_) | Program::Shell if success => EventKind::Exec,
             Program::Command(_) | Program::Shell => EventKind::ExecFailed,
         };
-        let mut event = about(connection, granted, kind).with("sid", recording.session.to_string()).with("command", recording.command.as_str());
+        let mut event =
+            about(connection, granted, kind).with("sid", recording.session.to_string()).with("command", recording.command.as_str());
         if let Some(status) = end.status {
             event = event.with("exitCode", status);
         }

@@ -23,7 +23,10 @@ use std::{
     path::PathBuf,
     process::Stdio,
 };
-use tokio::process::{Child, Command};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    process::{Child, Command},
+};
 
 /// What to run.
 #[derive(Debug)]
@@ -57,6 +60,12 @@ pub(crate) fn spawn(launch: &Launch, account: &Account, streams: Streams) -> io:
     // SAFETY: `Prepared::enter` makes system calls only; it neither allocates nor locks.
     unsafe { command.pre_exec(move || child.enter()) };
     command.spawn()
+}
+
+/// A descriptor to be awaited for reading and writing.
+pub(crate) fn watch_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open for as long as it lives and always the same one; it is dropped after its registration.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE | Interest::WRITABLE) }?)
 }
 
 /// All that the child needs, made before `fork`.
@@ -131,4 +140,53 @@ fn highest_fd() -> RawFd {
         entries.flatten().filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok())).max().unwrap_or(0)
     });
     listed.unwrap_or(1024).saturating_add(64).min(65_536)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+
+    /// What a shell started as that account prints.
+    async fn run(account: &Account, command: &str) -> String {
+        let launch = Launch {
+            program: "/bin/sh".into(),
+            arg0: "sh".into(),
+            args: vec!["-c".into(), command.into()],
+            env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        };
+        let (out, far) = io::pipe().unwrap();
+        let (input, _) = io::pipe().unwrap();
+        let streams = Streams { stdin: input.into(), stdout: far.try_clone().unwrap().into(), stderr: far.into(), terminal: false };
+        let mut child = spawn(&launch, account, streams).unwrap();
+        let mut text = String::new();
+        tokio::net::unix::pipe::Receiver::from_owned_fd(out.into()).unwrap().read_to_string(&mut text).await.unwrap();
+        child.wait().await.unwrap();
+        text
+    }
+
+    fn account(uid: u32) -> Account {
+        Account { name: "x".into(), uid, gid: uid, groups: vec![uid, 4242], home: "/nowhere".into(), shell: "/bin/sh".into() }
+    }
+
+    #[tokio::test]
+    async fn a_child_has_all_of_its_account_and_nothing_of_root() {
+        let own = rustix::process::geteuid();
+        let text =
+            run(&account(65_534), "id -u; id -g; id -G; umask; pwd; ps -o sid= -p $$ | tr -d ' ' | grep -qx $$ && echo leader").await;
+        if own.is_root() {
+            assert_eq!(text.lines().collect::<Vec<_>>(), ["65534", "65534", "65534 4242", "0022", "/", "leader"]);
+            assert!(run(&account(65_534), "cat /etc/shadow; chgrp 0 /proc/self/cwd").await.contains("ermission denied"));
+        } else {
+            assert_eq!(text.lines().next(), Some(own.as_raw().to_string().as_str()));
+        }
+    }
+
+    #[tokio::test]
+    async fn signals_that_the_service_ignores_work_in_the_child() {
+        let text = run(&account(rustix::process::geteuid().as_raw()), "grep SigIgn /proc/self/status").await;
+        let mask = u64::from_str_radix(text.split_whitespace().last().unwrap(), 16).unwrap();
+        // Above 31 are the C library's own.
+        assert_eq!(mask & 0x7fff_ffff, 0, "{text}");
+    }
 }

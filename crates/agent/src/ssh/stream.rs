@@ -6,6 +6,7 @@
 //!
 //! *Not reading.* russh grants window whether or not the program reads. [`Flow`] counts what waits for programs and stops
 //! reading the network when that is much, unless output waits for window that only a message of the client can grant.
+//! Every [`BREATH`] it reads a little all the same, so that the client's keep-alives are answered.
 //! Both are hand-written polls because they sit below a library that polls.
 
 use futures::task::AtomicWaker;
@@ -23,7 +24,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::watch,
-    time::Instant,
+    time::{Instant, Sleep},
 };
 
 /// The most bytes read ahead while a write waits.
@@ -33,6 +34,9 @@ const PIECE: usize = 64 * 1024;
 const ONE: usize = 2 << 20;
 /// The same for a connection with several: one that reads slowly must not stop its neighbours.
 const SEVERAL: usize = 256 << 20;
+/// While reading is stopped, so often so many bytes are read: more than one channel's window, behind which a keep-alive is.
+const BREATH: Duration = Duration::from_secs(5);
+const BREATH_LEN: usize = 1 << 20;
 
 /// How much of one connection's input waits, and whether to read more.
 #[derive(Debug)]
@@ -154,11 +158,15 @@ pub(crate) struct Guarded<S> {
     /// Bytes of the front piece that were handed on.
     taken: usize,
     end: Option<io::Result<()>>,
+    /// Runs while reading is stopped.
+    breath: Option<Pin<Box<Sleep>>>,
+    /// Bytes that may be read although reading is stopped.
+    credit: usize,
 }
 
 impl<S> Guarded<S> {
     pub(crate) fn new(stream: S, flow: Arc<Flow>) -> Self {
-        Self { stream, flow, ahead: VecDeque::new(), ahead_len: 0, taken: 0, end: None }
+        Self { stream, flow, ahead: VecDeque::new(), ahead_len: 0, taken: 0, end: None, breath: None, credit: 0 }
     }
 }
 
@@ -208,9 +216,31 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         if this.flow.is_cut() {
             return Poll::Ready(Err(cut()));
         }
-        if this.flow.poll_may_read().is_pending() {
+        if this.credit == 0 && this.poll_may_read(context).is_pending() {
             return Poll::Pending;
         }
+        let before = buffer.filled().len();
+        let result = this.poll_read_now(context, buffer);
+        this.credit = this.credit.saturating_sub(buffer.filled().len().saturating_sub(before));
+        result
+    }
+}
+
+impl<S: AsyncRead + Unpin> Guarded<S> {
+    fn poll_may_read(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.flow.poll_may_read().is_ready() {
+            self.breath = None;
+            return Poll::Ready(());
+        }
+        let breath = self.breath.get_or_insert_with(|| Box::pin(tokio::time::sleep(BREATH)));
+        std::task::ready!(breath.as_mut().poll(context));
+        self.breath = None;
+        self.credit = BREATH_LEN;
+        Poll::Ready(())
+    }
+
+    fn poll_read_now(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self;
         if this.hand_on(buffer) {
             return Poll::Ready(Ok(()));
         }

@@ -97,7 +97,11 @@ impl Audit {
         if let Some(anchor) = &anchor
             && anchor.events > writer.head().events
         {
-            tracing::error!(have = writer.head().events, known = anchor.events, "the audit log is shorter than what was acknowledged; run: tctl audit verify");
+            tracing::error!(
+                have = writer.head().events,
+                known = anchor.events,
+                "the audit log is shorter than what was acknowledged; run: tctl audit verify"
+            );
         }
         let hands = clock.clone();
         group.spawn("audit", async move { write(writer, queue, tell, hands, metrics).await });

@@ -82,7 +82,10 @@ async fn attack_row_32_a_missing_end_middle_or_file_is_noticed() {
     let lines: Vec<&str> = text.lines().collect();
 
     fs::write(&second, format!("{}\n{}\n", lines[0], lines[2])).unwrap();
-    assert_eq!(audit.verify().await.unwrap().fault.unwrap(), format!("event 4 is out of order (line 2 of {})", second.file_name().unwrap().to_str().unwrap()));
+    assert_eq!(
+        audit.verify().await.unwrap().fault.unwrap(),
+        format!("event 4 is out of order (line 2 of {})", second.file_name().unwrap().to_str().unwrap())
+    );
 
     // Cut the end off and restart: the chain holds in itself, the anchor in the store does not.
     drop(audit);

@@ -53,7 +53,8 @@ impl Writer {
             writer.len = mend(&last.path)?;
             writer.path = last.path.clone();
             writer.next = last.first;
-            writer.day = last.path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split('.').next()).unwrap_or_default().to_owned();
+            writer.day =
+                last.path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split('.').next()).unwrap_or_default().to_owned();
             writer.file = Some(OpenOptions::new().append(true).open(&last.path)?);
         }
         writer.remember(&parts)?;

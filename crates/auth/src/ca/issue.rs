@@ -10,15 +10,17 @@
 use super::{Authorities, Authority, BACKDATE, names};
 use crate::ca::names::{HostName, HostNames};
 use rand::Rng as _;
-use rcgen::{CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo};
-use russh::keys::ssh_key::{
-    PublicKey,
-    certificate::{Builder, CertType},
-    public::KeyData,
+use rcgen::{
+    CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rules::{
     Permit,
     permit::{Issue, SessionOptions},
+};
+use russh::keys::ssh_key::{
+    PublicKey,
+    certificate::{Builder, CertType},
+    public::KeyData,
 };
 use std::time::Duration;
 use types::{HostIdentity, Identity, SystemRole, Time};
@@ -68,7 +70,9 @@ fn read_ssh(line: &str) -> Result<PublicKey, IssueError> {
     }
     let key = PublicKey::from_openssh(line.trim()).map_err(|_| IssueError::SshKey)?;
     match key.key_data() {
-        KeyData::Ed25519(_) | KeyData::Ecdsa(_) | KeyData::SkEd25519(_) | KeyData::SkEcdsaSha2NistP256(_) => Ok(PublicKey::from(key.key_data().clone())),
+        KeyData::Ed25519(_) | KeyData::Ecdsa(_) | KeyData::SkEd25519(_) | KeyData::SkEcdsaSha2NistP256(_) => {
+            Ok(PublicKey::from(key.key_data().clone()))
+        }
         // RSA signing has known holes in the libraries of the field; a certificate is no key (attack table, row 1).
         _ => Err(IssueError::SshKey),
     }
@@ -139,7 +143,14 @@ impl Authorities {
     }
 
     /// Signs a member's certificates. The identity was decided by a join, a renewal, or is this process's own.
-    pub(crate) fn issue_host(&self, host: &HostIdentity, extra: &HostNames, keys: &Keys, life: Duration, now: Time) -> Result<Issued, IssueError> {
+    pub(crate) fn issue_host(
+        &self,
+        host: &HostIdentity,
+        extra: &HostNames,
+        keys: &Keys,
+        life: Duration,
+        now: Time,
+    ) -> Result<Issued, IssueError> {
         let expires = now.plus(life);
         let identity = Identity::Host(host.clone());
         let json = identity_json(&identity)?;
@@ -245,7 +256,8 @@ fn bare(common_name: &str, serial: &SerialNumber, now: Time, expires: Time) -> C
 
 fn leaf(identity: &Identity, common_name: &str, serial: &SerialNumber, now: Time, expires: Time) -> CertificateParams {
     let mut params = bare(common_name, serial, now, expires);
-    params.custom_extensions = vec![CustomExtension::from_oid_content(wire::identity::OID_X509, wire::identity::to_x509_extension(identity))];
+    params.custom_extensions =
+        vec![CustomExtension::from_oid_content(wire::identity::OID_X509, wire::identity::to_x509_extension(identity))];
     params
 }
 

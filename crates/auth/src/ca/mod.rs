@@ -78,7 +78,6 @@ struct PrivateHalf {
 
 /// Keys fresh from the generator, before they are stored.
 pub(crate) struct Newborn {
-    pub(crate) kind: CaKind,
     pub(crate) public: CertAuthority,
     /// JSON for the internal key.
     pub(crate) private: Zeroizing<Vec<u8>>,
@@ -90,7 +89,8 @@ pub(crate) fn generate(kind: CaKind, cluster: &ClusterName, now: Time) -> Result
     let mut seed = Zeroizing::new([0u8; 32]);
     rand::rng().fill_bytes(seed.as_mut_slice());
     let ed = Ed25519Signer::from_seed(&seed).map_err(bad)?;
-    let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new()).map_err(|error| bad(error.to_string()))?;
+    let pkcs8 =
+        EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new()).map_err(|error| bad(error.to_string()))?;
     let p256 = P256Signer::from_pkcs8(pkcs8.as_ref()).map_err(bad)?;
     let keys = vec![
         public_key(kind, cluster, now, ED25519, ed.ssh_public().map_err(bad)?, &ed).map_err(bad)?,
@@ -106,10 +106,17 @@ pub(crate) fn generate(kind: CaKind, cluster: &ClusterName, now: Time) -> Result
     };
     let private = Zeroizing::new(serde_json::to_vec(&halves).map_err(|error| bad(error.to_string()))?);
     let public = CertAuthority { cluster: cluster.clone(), ca_type: kind.as_str().into(), keys, extra: Extra::new() };
-    Ok(Newborn { kind, public, private })
+    Ok(Newborn { public, private })
 }
 
-fn public_key(kind: CaKind, cluster: &ClusterName, now: Time, algorithm: &str, ssh: PublicKey, signer: &impl rcgen::SigningKey) -> Result<CaKey, String> {
+fn public_key(
+    kind: CaKind,
+    cluster: &ClusterName,
+    now: Time,
+    algorithm: &str,
+    ssh: PublicKey,
+    signer: &impl rcgen::SigningKey,
+) -> Result<CaKey, String> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, cluster.as_str());
@@ -136,13 +143,14 @@ pub(crate) struct Authority {
     ssh: PrivateKey,
     x509: Issuer<'static, P256Signer>,
     /// PEM of the certificate that signs X.509; sent after each leaf, so that pins can be checked.
-    pub(crate) certificate: String,
+    certificate: String,
 }
 
 impl Authority {
     fn load(kind: CaKind, public: &CertAuthority, private: &[u8]) -> Result<Self, CaError> {
         let bad = |why: &str| CaError::Load(kind.as_str(), why.to_owned());
-        let halves: PrivateHalves = serde_json::from_slice(private).map_err(|_| bad("the private halves are not what this release writes"))?;
+        let halves: PrivateHalves =
+            serde_json::from_slice(private).map_err(|_| bad("the private halves are not what this release writes"))?;
         let secret = |algorithm: &str| -> Result<Zeroizing<Vec<u8>>, CaError> {
             let half = halves.keys.iter().find(|half| half.algorithm == algorithm).ok_or_else(|| bad("a private half is missing"))?;
             BASE64.decode(half.secret.as_bytes()).map(Zeroizing::new).map_err(|_| bad("a private half is not base64"))
@@ -169,7 +177,6 @@ impl Authority {
 
 /// Both authorities of this cluster.
 pub(crate) struct Authorities {
-    pub(crate) cluster: ClusterName,
     user: Authority,
     host: Authority,
     /// The public documents, as the store has them: what every certificate is delivered with.
@@ -180,7 +187,6 @@ pub(crate) struct Authorities {
 impl Authorities {
     pub(crate) fn load(user: (&CertAuthority, &[u8]), host: (&CertAuthority, &[u8])) -> Result<Self, CaError> {
         Ok(Self {
-            cluster: host.0.cluster.clone(),
             user: Authority::load(CaKind::User, user.0, user.1)?,
             host: Authority::load(CaKind::Host, host.0, host.1)?,
             user_public: user.0.clone(),
@@ -191,11 +197,6 @@ impl Authorities {
     /// `sha256:<hex>` of each host key, for `--ca-pin`.
     pub(crate) fn pins(&self) -> Vec<String> {
         self.host_public.keys.iter().filter(|key| key.active).map(|key| key.pin.clone()).collect()
-    }
-
-    /// PEM certificates of the host authority.
-    pub(crate) fn host_certificate(&self) -> &str {
-        &self.host.certificate
     }
 }
 
@@ -254,4 +255,4 @@ impl rcgen::SigningKey for Ed25519Signer {
 
 #[cfg(test)]
 #[path = "tests.rs"]
-pub(crate) mod tests;
+mod tests;

@@ -226,8 +226,8 @@ pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
             clap_complete::generate(shell, &mut command, name, &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Man { dir } => crate::reference::man(&dir).could("write the man pages"),
-        Command::Reference { dir } => crate::reference::write(&dir).could("write the reference"),
+        Command::Man { dir } => crate::reference::man(&dir).could("write the man pages").map(|()| ExitCode::SUCCESS),
+        Command::Reference { dir } => crate::reference::write(&dir).could("write the reference").map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -43,7 +43,8 @@ pub(crate) enum JoinBy {
 pub(crate) struct AuthSettings {
     pub(crate) listen_addr: SocketAddr,
     pub(crate) public_addr: Vec<String>,
-    pub(crate) cluster_name: ClusterName,
+    /// For a new cluster; an existing one keeps its name.
+    pub(crate) cluster_name: Option<ClusterName>,
     pub(crate) storage: Option<PathBuf>,
     pub(crate) tokens: Vec<(BTreeSet<SystemRole>, Secret)>,
     pub(crate) preference: Option<types::kind::AuthPreference>,
@@ -60,7 +61,6 @@ pub(crate) struct ProxySettings {
 pub(crate) struct SshSettings {
     pub(crate) listen_addr: SocketAddr,
     pub(crate) labels: Labels,
-    pub(crate) max_sessions: Option<u32>,
 }
 
 /// Reads the file, lays environment and flags over it, and checks the whole.
@@ -135,9 +135,9 @@ fn settle(config: &Config, args: &StartArgs) -> Result<Settings, String> {
     labels.extend(args.labels.as_deref().map(types::label::parse_labels).transpose().map_err(|error| format!("--labels: {error}"))?.unwrap_or_default());
     let data_dir = general.data_dir.clone().unwrap_or_else(|| config::DEFAULT_DATA_DIR.into());
     Ok(Settings {
-        auth: auth(config, &nodename, &data_dir, roles.contains(&SystemRole::Proxy))?,
+        auth: auth(config, &data_dir, roles.contains(&SystemRole::Proxy))?,
         proxy: proxy(config)?,
-        ssh: SshSettings { listen_addr: config.ssh_service.listen_addr.unwrap_or(any(3022)), labels, max_sessions: config.ssh_service.max_sessions },
+        ssh: SshSettings { listen_addr: config.ssh_service.listen_addr.unwrap_or(any(3022)), labels },
         join: if has_auth { None } else { join.map(|by| Join { by, token, pins: general.ca_pin.clone() }) },
         diag_addr: general.diag_addr,
         pid_file: general.pid_file.clone(),
@@ -169,12 +169,9 @@ fn roles(config: &Config, flags: &[String]) -> Result<BTreeSet<SystemRole>, Stri
     if roles.is_empty() { Err("every service is switched off".into()) } else { Ok(roles) }
 }
 
-fn auth(config: &Config, nodename: &NodeName, data_dir: &Path, with_proxy: bool) -> Result<AuthSettings, String> {
+fn auth(config: &Config, data_dir: &Path, with_proxy: bool) -> Result<AuthSettings, String> {
     let service = &config.auth_service;
-    let cluster_name = match &service.cluster_name {
-        Some(name) => ClusterName::new(name),
-        None => ClusterName::new(nodename.as_str()),
-    };
+    let cluster_name = service.cluster_name.as_deref().map(ClusterName::new).transpose();
     let authentication = &service.authentication;
     let preference = (authentication != &config::Authentication::default()).then(|| {
         let mut preference = types::kind::AuthPreference::default();

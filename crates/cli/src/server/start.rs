@@ -184,10 +184,15 @@ async fn start_auth(process: &mut Process) -> Result<Arc<auth::Auth>, Public> {
     let world = auth::World { clock: process.clock.clone(), version: process.version.clone(), health: process.board.clone(), listener: None };
     let auth = Arc::new(auth::build(config, world).await.map_err(|error| error.public())?);
     process.metrics.store(metrics::Sources { auth: Some(auth.metrics()), ..(*process.metrics.load()).clone() });
-    let running = auth.clone();
-    let shutdown = process.shutdown.clone();
-    process.tasks.spawn("auth", async move { running.run(shutdown).await });
-    tracing::info!(cluster = %process.settings.auth.cluster_name, addr = %auth.local_addr(), "the Auth Service listens");
+    let (running, ours, process_ends) = (auth.clone(), Shutdown::new(), process.shutdown.clone());
+    // While the others drain, their sessions still need Auth: it ends with the process, not at the first stage.
+    let end = ours.clone();
+    process.tasks.spawn("auth", async move { running.run(ours).await });
+    process.tasks.spawn("auth's end", async move {
+        process_ends.stopping().await;
+        end.stop();
+    });
+    tracing::info!(addr = %auth.local_addr(), "the Auth Service listens");
     Ok(auth)
 }
 
@@ -256,7 +261,7 @@ async fn start_proxy(process: &mut Process, via: &Via, credentials: watch::Recei
         ssh_listen_addr: settings.ssh_listen_addr,
         public_addrs: public_addrs(&process.settings),
         auth_servers: vec![via.addr().to_owned()],
-        https_keypairs: settings.keypairs.iter().map(|pair| proxy::KeypairFiles { certificate: pair.cert_file.clone(), key: pair.key_file.clone() }).collect(),
+        https_keypairs: settings.keypairs.iter().map(|pair| proxy::KeypairFiles { cert_file: pair.cert_file.clone(), key_file: pair.key_file.clone() }).collect(),
         ..proxy::Config::default()
     };
     let world = proxy::World {
@@ -280,17 +285,17 @@ async fn start_proxy(process: &mut Process, via: &Via, credentials: watch::Recei
 
 /// How the SSH Service of this process is reached: the port of its listener, or by tunnel.
 async fn start_agent(process: &mut Process, via: &Via, own_proxy: Option<SocketAddr>, credentials: watch::Receiver<Arc<HostCredentials>>, api: &Api, cache: &Cache) -> Result<Option<u16>, Public> {
-    let mode = match (own_proxy, via) {
-        (Some(addr), _) => agent::Mode::Tunnel { proxies: vec![loopback(addr).to_string()] },
-        (None, Via::Proxy(addr)) => agent::Mode::Tunnel { proxies: vec![addr.clone()] },
-        (None, Via::Auth(_)) => agent::Mode::Direct { listen_addr: process.settings.ssh.listen_addr },
+    let proxies = match (own_proxy, via) {
+        (Some(addr), _) => vec![loopback(addr).to_string()],
+        (None, Via::Proxy(addr)) => vec![addr.clone()],
+        (None, Via::Auth(_)) => Vec::new(),
     };
-    let mut config = agent::Config::new(process.settings.data_dir.clone(), mode);
-    config.labels = process.settings.ssh.labels.clone();
-    config.boot_id = process.boot_id;
-    if let Some(limit) = process.settings.ssh.max_sessions {
-        config.max_sessions = limit;
-    }
+    let settings = &process.settings;
+    let direct = proxies.is_empty();
+    let mut config = agent::Config::tunnel(settings.data_dir.clone(), proxies);
+    config.listen_addr = direct.then_some(settings.ssh.listen_addr);
+    config.labels = settings.ssh.labels.clone();
+    config.skip_version_check = settings.skip_version_check;
     let world = agent::World {
         clock: process.clock.clone(),
         version: process.version.clone(),
@@ -298,9 +303,10 @@ async fn start_agent(process: &mut Process, via: &Via, own_proxy: Option<SocketA
         credentials,
         api: api.clone(),
         cache: cache.clone(),
+        boot: process.boot_id,
         listener: None,
     };
-    let agent = agent::build(config, world).await.map_err(|error| Public::new(Code::Config, format!("the SSH Service could not {error}")))?;
+    let agent = agent::Agent::build(config, world).map_err(|error| Public::new(Code::Config, format!("the SSH Service could not {error}")))?;
     let port = agent.local_addr().map(|addr| addr.port());
     match port {
         Some(port) => tracing::info!(port, "the SSH Service listens"),
@@ -324,9 +330,9 @@ fn keep_present(process: &Process, api: &Api, roles: &BTreeSet<SystemRole>, prox
     }
     let credentials = credentials.clone();
     let describe = move |state: &'static str| {
-        // Labels of the join token first: what the host's own administrator says wins.
-        let mut labels = credentials.borrow().labels.clone();
-        labels.extend(own_labels.clone());
+        // Labels of the join token win: the cluster's administrator gave them, and roles select hosts by labels.
+        let mut labels = own_labels.clone();
+        labels.extend(credentials.borrow().labels.clone());
         let member = Member {
             hostname: nodename.to_string(),
             roles: roles.clone(),

@@ -5,8 +5,8 @@ use crate::{
     exit::{Could as _, Failure, Outcome},
     output::write_out,
 };
-use client::{identity_file::IdentityFile, keys::KeyPair};
-use std::{path::{Path, PathBuf}, process::ExitCode};
+use client::{credentials::UserCredentials, identity_file, keys::KeyPair, trust::ClusterTrust};
+use std::{path::PathBuf, process::ExitCode};
 use types::{Code, Labels, Public, kind::CertAuthority};
 
 /// `tctl auth export`
@@ -50,28 +50,27 @@ pub(crate) fn sign(global: &Global, args: &SignArgs) -> Outcome {
         host_names: args.host.clone(),
     };
     let connection = connect::open(global)?;
-    let (reply, proxy) = connection
-        .run(async { Ok::<_, Public>((connection.api().sign(request).await?, connect::proxy_address(connection.api()).await)) })
-        .could("sign")?;
+    let reply = connection.run(connection.api().sign(request)).could("sign")?;
     let whom = args.user.clone().unwrap_or_else(|| args.host.join(", "));
-    let written = write(args, &key, &reply, proxy).could("write the certificates")?;
+    let written = write(args, &connection.cluster, &key, &reply).could("write the certificates")?;
     let files = written.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     write_out(&format!("The certificates for {whom} are in {files}, valid until {}.\n", reply.expires)).could("print")?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn write(args: &SignArgs, key: &KeyPair, reply: &wire::api::UserCredentials, proxy: Option<String>) -> Result<Vec<PathBuf>, Public> {
+fn write(args: &SignArgs, cluster: &types::ClusterName, key: &KeyPair, reply: &wire::api::UserCredentials) -> Result<Vec<PathBuf>, Public> {
     let internal = |error: &dyn std::fmt::Display| Public::new(Code::Internal, error.to_string());
     let stem = |suffix: &str| {
         let mut name = args.out.clone().into_os_string();
         name.push(suffix);
         PathBuf::from(name)
     };
-    let put = |path: PathBuf, content: &str| net::tls::identity::write_private(&path, content.as_bytes()).map(|()| path).map_err(|error| internal(&error));
+    let put = |path: PathBuf, content: &str| net::tls::write_private(&path, content.as_bytes()).map(|()| path).map_err(|error| internal(&error));
     match args.format {
         SignFormat::File => {
-            let file = IdentityFile::from_reply(key.clone(), reply, proxy).map_err(|error| internal(&error))?;
-            file.save(Path::new(&args.out)).map_err(|error| internal(&error))?;
+            let trust = ClusterTrust::from_documents(cluster, &client::trust::documents(&reply.authorities).0);
+            let credentials = UserCredentials::new(key.clone(), &reply.ssh_certificate, &reply.tls_certificate, trust).map_err(|error| internal(&error))?;
+            identity_file::save(&args.out, &credentials).map_err(|error| internal(&error))?;
             Ok(vec![args.out.clone()])
         }
         SignFormat::Openssh => {

@@ -19,16 +19,13 @@ const ADMIN_FILE: &str = "admin/identity.json";
 
 /// Opens a connection with the best credentials at hand.
 pub(crate) fn open(global: &Global) -> Result<Connection, Failure> {
-    if global.debug {
-        crate::tsh::debug_log();
-    }
     if global.identity.is_some() {
-        return crate::tsh::open_for_tctl(global.identity.as_deref(), global.auth_server.as_deref(), global.skip_version_check);
+        return crate::tsh::profile::open_for_tctl(global.identity.as_deref(), global.auth_server.as_deref(), global.skip_version_check);
     }
     let (path, named) = admin_file(global).could("find the Auth Service's data directory")?;
     match HostCredentials::load(&path) {
         Ok(credentials) => local(global, credentials).could("connect to the Auth Service"),
-        Err(error) if error.is_missing() && !named => crate::tsh::open_for_tctl(None, global.auth_server.as_deref(), global.skip_version_check)
+        Err(error) if error.is_missing() && !named => crate::tsh::profile::open_for_tctl(None, global.auth_server.as_deref(), global.skip_version_check)
             .map_err(|failure| explain(&path, failure)),
         Err(error) => {
             let hint = "run tctl as the user that runs the Auth Service, on its host; elsewhere log in with tsh, or give --identity";

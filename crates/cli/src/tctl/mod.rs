@@ -318,6 +318,7 @@ pub(crate) fn command() -> clap::Command {
 /// Runs `tctl` with these words.
 pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
     let Cli { global, command } = Cli::parse_from(words);
+    crate::output::debug_log(global.debug);
     match command {
         Command::Status { format } => status::status(&global, format),
         Command::Users { what } => match what {

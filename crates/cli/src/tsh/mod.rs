@@ -5,7 +5,7 @@ mod env;
 mod login;
 mod ls;
 mod play;
-mod profile;
+pub(crate) mod profile;
 mod proxy_ssh;
 mod session;
 mod terminal;
@@ -250,6 +250,7 @@ pub(crate) fn command() -> clap::Command {
 /// Runs `tsh` with these words.
 pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
     let Cli { global, command } = Cli::parse_from(words);
+    crate::output::debug_log(global.debug);
     match command {
         Command::Login(args) => login::login(&global, &args),
         Command::Logout => login::logout(&global),

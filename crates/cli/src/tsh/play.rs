@@ -29,7 +29,8 @@ pub(crate) struct Window {
 pub(crate) fn recordings(global: &Global, window: &Window, format: Format) -> Outcome {
     let (from, to) = bounds(window, Time::from(std::time::SystemTime::now()))?;
     let session = profile::open(global)?;
-    let list = session.run(session.api().list_recordings(from, to, window.limit)).could("list the recordings")?;
+    let text = |time: Option<Time>| time.map(|time| time.to_string()).unwrap_or_default();
+    let list = session.run(session.api().recordings(&text(from), &text(to), window.limit)).could("list the recordings")?;
     let mut table = Table::new(&["ID", "Type", "Participants", "Hostname", "Timestamp"]);
     for one in &list {
         table.row([one.session.to_string(), one.kind.clone(), one.user.clone(), one.hostname.clone(), one.started.to_string()]);
@@ -98,7 +99,14 @@ fn load(global: &Global, session: &str) -> Result<Vec<Entry>, Failure> {
     } else {
         let id = session.parse().could("find the session")?;
         let opened = profile::open(global)?;
-        opened.run(opened.api().read_recording(id, &mut take)).could(format!("read the recording of session {session}"))?;
+        let read = async {
+            let mut chunks = opened.api().read_recording(id, 0).await?;
+            while let Some(bytes) = chunks.next().await? {
+                take(&bytes)?;
+            }
+            Ok::<_, Public>(())
+        };
+        opened.run(read).could(format!("read the recording of session {session}"))?;
     }
     Ok(entries)
 }

@@ -397,3 +397,6 @@ fn typed<S: Spec>(document: Document) -> Result<Resource<S>, Public> {
 fn unreadable(error: &BadDocument) -> Public {
     Public::new(Code::Malformed, format!("the Auth Service's answer cannot be read: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

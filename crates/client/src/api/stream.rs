@@ -22,6 +22,7 @@ const PROGRESS: Duration = Duration::from_secs(60);
 
 /// One thing that a watch says.
 #[derive(Clone, PartialEq, Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly every item is a document")]
 pub enum WatchItem {
     /// The first item: which kinds the server will send, and whether everything that exists comes first.
     Init { confirmed: Vec<String>, snapshot: bool },

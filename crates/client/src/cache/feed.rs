@@ -13,6 +13,7 @@ use types::{Code, Document, Public, ResourceName};
 /// Changes that are put in place together at most: what a burst of heartbeats brings while readers read.
 const BATCH: usize = 512;
 
+#[allow(clippy::large_enum_variant, reason = "nearly every change is a document")]
 pub(super) enum Change {
     Put(Document),
     Delete { kind: String, name: ResourceName },

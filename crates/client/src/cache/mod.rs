@@ -77,7 +77,12 @@ impl Cache {
     /// An empty cache that nothing feeds.
     pub fn empty(cluster: ClusterName) -> Self {
         let tables = RwLock::new(Tables::new(&cluster));
-        Self(Arc::new(Shared { cluster, tables, changes: watch::Sender::new(Changes::default()), feeding: watch::Sender::new(Feeding::default()) }))
+        Self(Arc::new(Shared {
+            cluster,
+            tables,
+            changes: watch::Sender::new(Changes::default()),
+            feeding: watch::Sender::new(Feeding::default()),
+        }))
     }
 
     /// A cache fed by `api` with these kinds ([`AGENT_KINDS`], [`PROXY_KINDS`]) until the shutdown stops.
@@ -199,3 +204,6 @@ impl Cache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,7 +109,10 @@ impl Connection {
             let frame = frame.map_err(|error| LoginError::Closed { proxy: self.proxy.clone(), why: error.to_string() })?;
             if let Some(data) = frame.data_ref() {
                 if read.len().saturating_add(data.len()) > MAX_BODY {
-                    return Err(LoginError::NotLockgate { proxy: self.proxy.clone(), why: format!("its answer is longer than {MAX_BODY} bytes") });
+                    return Err(LoginError::NotLockgate {
+                        proxy: self.proxy.clone(),
+                        why: format!("its answer is longer than {MAX_BODY} bytes"),
+                    });
                 }
                 read.extend_from_slice(data);
             }

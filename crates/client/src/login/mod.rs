@@ -125,7 +125,7 @@ impl Ping {
     }
     /// `host:port` of the SSH jump server, when there is one.
     pub fn ssh_addr(&self) -> Option<&str> {
-        ["/proxy/ssh/public_addr", "/proxy/ssh/listen_addr"].iter().map(|path| self.text(path)).find(|text| !text.is_empty())
+        ["/proxy/ssh/ssh_public_addr", "/proxy/ssh/listen_addr"].iter().map(|path| self.text(path)).find(|text| !text.is_empty())
     }
     fn text(&self, path: &str) -> &str {
         let mut parts = path.split('/').skip(1);
@@ -169,8 +169,10 @@ impl std::str::FromStr for InviteLink {
         let bad = || LoginError::BadInvite(text.chars().take(24).flat_map(char::escape_default).collect::<String>() + "…");
         let rest = text.trim().strip_prefix("https://").ok_or_else(bad)?;
         let (host, path) = rest.split_once('/').ok_or_else(bad)?;
-        let secret = path.strip_prefix("web/invite/").or_else(|| path.strip_prefix("webapi/invite/")).ok_or_else(bad)?.trim_end_matches('/');
-        let fits = (8..=256).contains(&secret.len()) && secret.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+        let secret =
+            path.strip_prefix("web/invite/").or_else(|| path.strip_prefix("webapi/invite/")).ok_or_else(bad)?.trim_end_matches('/');
+        let fits =
+            (8..=128).contains(&secret.len()) && secret.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
         if !fits {
             return Err(bad());
         }
@@ -213,6 +215,8 @@ pub struct Web {
     config: Arc<ClientConfig>,
     clock: SharedClock,
     hello: Hello,
+    /// Whether an unknown certificate is a question for the user. With a pin it is an answer.
+    may_ask: bool,
 }
 
 impl std::fmt::Debug for Web {
@@ -223,7 +227,12 @@ impl std::fmt::Debug for Web {
 
 impl Web {
     /// Connects to nothing yet. `version` is what this `tsh` claims to be.
+    #[allow(clippy::result_large_err, reason = "made once per command")]
     pub fn new(proxy: ProxyAddr, trust: WebTrust, version: &Version, clock: &SharedClock) -> Result<Self, LoginError> {
+        let may_ask = match trust {
+            WebTrust::SystemAnd(_) => true,
+            WebTrust::Pins(_) | WebTrust::Anyone => false,
+        };
         let trust = match trust {
             WebTrust::Pins(pins) => Trust::Pins { pins, name: PinnedName::Checked },
             WebTrust::SystemAnd(extra) => Trust::SystemPlus(extra),
@@ -234,7 +243,7 @@ impl Web {
             Err(TlsError::NoSystemRoots) => client_config(None, nobody(), &[alpn::HTTP], clock)?,
             other => other?,
         };
-        Ok(Self { proxy, config, clock: clock.clone(), hello: Hello::ours(version, "tsh") })
+        Ok(Self { proxy, config, clock: clock.clone(), hello: Hello::ours(version, "tsh"), may_ask })
     }
 
     pub fn proxy(&self) -> &ProxyAddr {
@@ -287,7 +296,9 @@ impl Web {
 
     async fn connect(&self) -> Result<Connection, LoginError> {
         match Connection::open(&self.proxy, self.config.clone(), &self.hello).await {
-            Err(LoginError::Dial(DialError::Tls { source, .. })) if is_untrusted(&source) => Err(self.untrusted(&source).await),
+            Err(LoginError::Dial(DialError::Tls { source, .. })) if self.may_ask && is_untrusted(&source) => {
+                Err(self.untrusted(&source).await)
+            }
             other => other,
         }
     }
@@ -353,3 +364,6 @@ impl Connection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -94,7 +94,9 @@ impl Exit {
         ];
         match self {
             Self::Status(status) => u8::try_from(status & 0xff).unwrap_or(255),
-            Self::Signal { name, .. } => NUMBERS.iter().find(|(known, _)| known == name).map_or(255, |(_, number)| number.saturating_add(128)),
+            Self::Signal { name, .. } => {
+                NUMBERS.iter().find(|(known, _)| known == name).map_or(255, |(_, number)| number.saturating_add(128))
+            }
         }
     }
 }
@@ -106,7 +108,8 @@ where
     E: AsyncWrite + Unpin + Send,
 {
     let opening = tokio::time::timeout(REPLY_DEADLINE, session.handle.channel_open_session());
-    let channel: Channel<Msg> = opening.await.map_err(|_| SshError::Timeout("opening of a channel"))?.map_err(|error| session.because(error))?;
+    let channel: Channel<Msg> =
+        opening.await.map_err(|_| SshError::Timeout("opening of a channel"))?.map_err(|error| session.because(error))?;
     let (mut read, write) = channel.split();
     let asked = ask(&write, &request).await.map_err(|error| session.because(error))?;
     let Streams { mut stdin, stdout, stderr, control } = streams;
@@ -157,7 +160,13 @@ async fn ask(write: &ChannelWriteHalf<Msg>, request: &Request) -> Result<VecDequ
 const AGENT: &str = "agent forwarding";
 
 /// The host's side, to the channel's end.
-async fn output<O, E>(session: &Session, read: &mut ChannelReadHalf, mut stdout: O, mut stderr: E, mut asked: VecDeque<&'static str>) -> Result<Exit, SshError>
+async fn output<O, E>(
+    session: &Session,
+    read: &mut ChannelReadHalf,
+    mut stdout: O,
+    mut stderr: E,
+    mut asked: VecDeque<&'static str>,
+) -> Result<Exit, SshError>
 where
     O: AsyncWrite + Unpin,
     E: AsyncWrite + Unpin,

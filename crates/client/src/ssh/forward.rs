@@ -82,7 +82,11 @@ async fn one(session: &Session, mut stream: TcpStream, from: SocketAddr, destina
                 }
                 Err(error) => {
                     // 2: not allowed; 4: not reachable.
-                    let code = if matches!(error, SshError::ChannelRefused(russh::ChannelOpenFailure::AdministrativelyProhibited)) { 2 } else { 4 };
+                    let code = if matches!(error, SshError::ChannelRefused(russh::ChannelOpenFailure::AdministrativelyProhibited)) {
+                        2
+                    } else {
+                        4
+                    };
                     stream.write_all(&socks_reply(code)).await?;
                     return Err(error.into());
                 }

@@ -397,3 +397,6 @@ impl client::Handler for Handler {
         refuse(open).await
     }
 }
+
+#[cfg(test)]
+mod tests;

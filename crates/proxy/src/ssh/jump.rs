@@ -36,6 +36,9 @@ const MAX_CHANNELS: usize = 16;
 /// Bytes of a channel's window. See the module's story.
 const WINDOW: u32 = 128 * 1024;
 const PACKET: u32 = 32 * 1024;
+/// Packets that may wait for one host, 4 MiB at most. Russh grants window whether or not anybody reads, so this is what lets
+/// a channel whose host stalls leave its neighbours alone; beyond it the whole connection waits.
+const WAITING: usize = 128;
 /// AES-GCM alone where the processor has AES: OpenSSH would otherwise choose ChaCha20, three times slower here.
 const FAST: &[cipher::Name] = &[cipher::AES_256_GCM, cipher::AES_128_GCM, cipher::AES_256_CTR];
 const ANY: &[cipher::Name] = &[cipher::CHACHA20_POLY1305, cipher::AES_256_GCM, cipher::AES_128_GCM, cipher::AES_256_CTR];
@@ -99,7 +102,7 @@ fn config(shared: &Shared) -> Option<Arc<server::Config>> {
         certificates: vec![certificate],
         window_size: WINDOW,
         maximum_packet_size: PACKET,
-        channel_buffer_size: 8,
+        channel_buffer_size: WAITING,
         preferred: Preferred { cipher: Cow::Borrowed(if has_aes() { FAST } else { ANY }), compression: Cow::Borrowed(&[russh::compression::NONE]), ..Preferred::default() },
         inactivity_timeout: None,
         keepalive_interval: Some(Duration::from_secs(60)),

@@ -37,10 +37,10 @@ pub(super) async fn show(State(shared): State<Arc<Shared>>, Path(secret): Path<S
 /// `POST /webapi/invite/{secret}`
 pub(super) async fn accept(State(shared): State<Arc<Shared>>, Path(secret): Path<String>, request: Request) -> Result<Json<Value>, Failure> {
     let source = source(&request)?;
+    let body = body(request).await?;
     shared.attempts.take(source)?;
     // Serde's message may quote the password.
-    let answer = serde_json::from_slice::<Answer>(&body(request).await?);
-    let answer = answer.map_err(|_| Public::new(Code::Malformed, "the answer to the invitation cannot be read; it has \"password\" and \"otp\""))?;
+    let answer = serde_json::from_slice::<Answer>(&body).map_err(|_| Public::new(Code::Malformed, "the answer to the invitation cannot be read; it has \"password\" and \"otp\""))?;
     carry(&shared, &secret, answer, source.to_string()).await?;
     Ok(Json(json!({})))
 }
@@ -60,7 +60,11 @@ pub(super) async fn page(State(shared): State<Arc<Shared>>, Path(secret): Path<S
 /// `POST /web/invite/{secret}`: on a fault the form comes again, with what was wrong.
 pub(super) async fn page_accept(State(shared): State<Arc<Shared>>, Path(secret): Path<String>, request: Request) -> Response {
     let headers = request.headers().clone();
-    let invite = match source(&request).and_then(|source| shared.attempts.take(source)) {
+    let (source, answer) = match (source(&request), read_form(request).await) {
+        (Ok(source), Ok(answer)) => (source, answer),
+        (Err(error), _) | (_, Err(error)) => return failed(&error),
+    };
+    let invite = match shared.attempts.take(source) {
         Ok(()) => look_up(&shared, &secret).await,
         Err(error) => Err(error),
     };
@@ -68,23 +72,22 @@ pub(super) async fn page_accept(State(shared): State<Arc<Shared>>, Path(secret):
         Ok(invite) => invite,
         Err(error) => return failed(&error),
     };
-    match from_form(&shared, &secret, request).await {
+    let accepted = match answer.again.as_ref().is_some_and(|again| *again != answer.password) {
+        true => Err(Public::new(Code::PasswordWeak, "the two passwords are not the same")),
+        false => carry(&shared, &secret, answer, source.to_string()).await,
+    };
+    match accepted {
         Ok(()) => Html(page::accepted(&invite.user, &info::proxy_name(&shared, &headers))).into_response(),
         Err(error) => (status(&error), Html(page::invite(&invite.user, &invite.expires, &invite.otp_url, Some(&error)))).into_response(),
     }
 }
 
 /// Reads the form whatever its content type says: there is one form.
-async fn from_form(shared: &Shared, secret: &str, request: Request) -> Result<(), Public> {
-    let source = source(&request)?;
+async fn read_form(request: Request) -> Result<Answer, Public> {
     let malformed = || Public::new(Code::Malformed, "the form cannot be read");
     let form = Request::post("/").header("content-type", "application/x-www-form-urlencoded").body(Body::from(body(request).await?));
-    let read = Form::<Answer>::from_request(form.map_err(|_| malformed())?, &()).await;
-    let Form(answer) = read.map_err(|_| malformed())?;
-    if answer.again.as_ref().is_some_and(|again| *again != answer.password) {
-        return Err(Public::new(Code::PasswordWeak, "the two passwords are not the same"));
-    }
-    carry(shared, secret, answer, source.to_string()).await
+    let Form(answer) = Form::<Answer>::from_request(form.map_err(|_| malformed())?, &()).await.map_err(|_| malformed())?;
+    Ok(answer)
 }
 
 async fn look_up(shared: &Shared, secret: &str) -> Result<InviteReply, Public> {
@@ -100,7 +103,7 @@ async fn carry(shared: &Shared, secret: &str, answer: Answer, client_addr: Strin
 
 /// What cannot be an invitation's secret does not travel further.
 fn well_formed(secret: &str) -> Result<String, Public> {
-    let fits = (8..=128).contains(&secret.len()) && secret.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+    let fits = (8..=256).contains(&secret.len()) && secret.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
     let error = || Public::new(Code::InviteInvalid, "the invitation is unknown, used or expired").hint("ask an administrator for a new one");
     if fits { Ok(secret.to_owned()) } else { Err(error()) }
 }

@@ -121,19 +121,15 @@ fn log(done: Result<(), hyper::Error>) {
 
 /// Around every request: versions before, headers after.
 async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
-    let api = request.uri().path().starts_with("/webapi/");
-    let open_to_all = is_info(request.uri().path());
-    let login = request.uri().path() == "/webapi/login";
-    let checked = match (api && !open_to_all).then(|| judge(&shared, request.headers(), login)) {
-        Some(Err(refused)) => Err(refused),
-        Some(Ok(())) | None => Ok(()),
-    };
-    let mut response = match checked {
+    let path = request.uri().path();
+    let api = path.starts_with("/webapi/");
+    let verdict = if api && !is_info(path) { judge(&shared, request.headers(), path == "/webapi/login") } else { Ok(()) };
+    let mut response = match verdict {
         Ok(()) => next.run(request).await,
-        Err((error, peer)) => {
+        Err(refused) => {
             let from = request.extensions().get::<Peer>().map(|peer| peer.0);
-            shared.record.version_refused(from, peer.as_ref(), &error, "/webapi");
-            Failure(error).into_response()
+            shared.record.version_refused(from, refused.peer.as_ref(), &refused.error, "/webapi");
+            Failure(refused.error).into_response()
         }
     };
     protect(response.headers_mut(), shared.certificates.given());
@@ -148,17 +144,23 @@ fn is_info(path: &str) -> bool {
     path == "/webapi/find" || path == "/webapi/ping" || path.starts_with("/webapi/ping/")
 }
 
+/// A version that does not fit, and what its sender said.
+struct Refused {
+    error: Public,
+    peer: Option<Hello>,
+}
+
 /// Rule G4 over HTTP. A browser or `curl` sends no version; only a login needs one, since its caller is always `tsh`.
-fn judge(shared: &Shared, headers: &HeaderMap, required: bool) -> Result<(), (Public, Option<Hello>)> {
+fn judge(shared: &Shared, headers: &HeaderMap, required: bool) -> Result<(), Box<Refused>> {
     let Some(value) = headers.get(HEADER) else {
         let missing = || Public::new(Code::VersionUnreadable, "the request names no version").hint("log in with tsh of this release or the one before");
-        return if required { Err((missing(), None)) } else { Ok(()) };
+        return if required { Err(Box::new(Refused { error: missing(), peer: None })) } else { Ok(()) };
     };
     // What cannot be read is judged as a peer without a version.
     let peer: Hello = serde_json::from_slice(value.as_bytes()).unwrap_or_else(|_| Hello { version: String::new(), ..shared.hello.clone() });
     match wire::hello::decide(Direction::ServerFirst, &peer, &shared.hello) {
         wire::hello::Verdict::Accept => Ok(()),
-        wire::hello::Verdict::Refuse(error) => Err((error, Some(peer))),
+        wire::hello::Verdict::Refuse(error) => Err(Box::new(Refused { error, peer: Some(peer) })),
     }
 }
 

@@ -1,0 +1,375 @@
+//! The SSH Service as a whole: [`Agent::build`] checks and opens what can fail, [`Agent::run`] serves until told otherwise.
+//!
+//! Draining takes no new sessions and waits for those that run; stopping ends them: programs get `HUP`, recordings are
+//! completed. Last of all, events and recordings are delivered as far as the cluster answers; the rest stays in the spool for
+//! the next start.
+
+use crate::{
+    direct::{self, Direct},
+    events::{Audit, Keeper},
+    spool::Spool,
+    ssh::{Present, Settings, Shared},
+    tunnel::{self, Dialer, Tunnel},
+    world::{HostKeys, Upstream},
+};
+use client::{api::Api, cache::Cache, host::HostCredentials, trust::ClusterTrust};
+use net::{
+    backoff::Backoff,
+    clock::SharedClock,
+    health::{Board, Health},
+    listen::{self, Limits},
+    shutdown::Shutdown,
+    swap::Swap,
+    task::Group,
+    tls::{self, Certificates, ClientAuth, TlsError, TlsIdentity},
+};
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+use types::{Event, Labels, Version, name::BootId};
+use wire::{alpn, hello::Hello};
+
+/// From the order to stop until the last session has said its last words.
+const LAST_WORDS: Duration = Duration::from_secs(12);
+/// For delivering what is left.
+const LAST_DELIVERY: Duration = Duration::from_secs(5);
+const DELIVERY_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Settings of an SSH Service.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its `spool` directory is made here.
+    pub data_dir: PathBuf,
+    /// The host's own labels; those of its join token win.
+    pub labels: Labels,
+    /// `host:port` of each Proxy to hold a tunnel to.
+    pub proxies: Vec<String>,
+    /// Where to be reached directly. `None` for a host that joined by tunnel.
+    pub listen_addr: Option<SocketAddr>,
+    /// Rule G6.
+    pub skip_version_check: bool,
+    pub limits: Limits,
+    pub settings: Settings,
+}
+
+impl Config {
+    /// A host reached by tunnel through these Proxies.
+    pub fn tunnel(data_dir: impl Into<PathBuf>, proxies: Vec<String>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            labels: Labels::new(),
+            proxies,
+            listen_addr: None,
+            skip_version_check: false,
+            limits: Limits::default(),
+            settings: Settings::default(),
+        }
+    }
+}
+
+/// The process around the service.
+pub struct World {
+    pub clock: SharedClock,
+    /// What this process claims to be.
+    pub version: Version,
+    pub health: Board,
+    pub credentials: watch::Receiver<Arc<HostCredentials>>,
+    pub api: Api,
+    /// Fed with [`client::cache::AGENT_KINDS`].
+    pub cache: Cache,
+    /// This run of the process.
+    pub boot: BootId,
+    /// Already bound, instead of [`Config::listen_addr`].
+    pub listener: Option<TcpListener>,
+}
+
+/// Why an SSH Service cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("open the spool {path}: {source}")]
+    Spool { path: PathBuf, source: io::Error },
+    #[error("listen on {addr}: {source}")]
+    Listen { addr: SocketAddr, source: io::Error },
+    #[error("set up TLS: {0}")]
+    Tls(#[from] TlsError),
+    #[error("use the host's credentials: they have no SSH certificate")]
+    NotAnSshHost,
+    #[error("be reached: neither a Proxy nor a listening address is configured")]
+    Unreachable,
+}
+
+/// A service that can be reached once it runs.
+pub struct Agent {
+    shared: Arc<Shared>,
+    dialer: Arc<Dialer>,
+    direct: Option<(TcpListener, Arc<Direct>, Limits)>,
+    addr: Option<SocketAddr>,
+    events: mpsc::Receiver<Event>,
+    upstream: Arc<dyn Upstream>,
+    keys: watch::Sender<Arc<HostKeys>>,
+    joined_with: watch::Sender<Arc<ClusterTrust>>,
+    certificate: Swap<TlsIdentity>,
+    config: Config,
+    health: Board,
+    boot: BootId,
+    /// Programs and what belongs to them.
+    tasks: Group,
+    stop: Shutdown,
+}
+
+impl Agent {
+    /// Opens spool and port. Nothing is served before [`Agent::run`].
+    pub fn build(config: Config, world: World) -> Result<Self, AgentError> {
+        let World { clock, version, health, credentials, api, cache, boot, listener } = world;
+        let path = config.data_dir.join("spool");
+        let spool = Spool::open(&path).map_err(|source| AgentError::Spool { path, source })?;
+        let now = credentials.borrow().clone();
+        let (keys, keys_now) = watch::channel(Arc::new(HostKeys::new(&now, &config.labels).ok_or(AgentError::NotAnSshHost)?));
+        let (joined_with, trusted) = watch::channel(now.trust.clone());
+        let listener = match (listener, config.listen_addr) {
+            (Some(given), _) => Some(given),
+            (None, Some(addr)) => Some(listen::bind(addr).map_err(|source| AgentError::Listen { addr, source })?),
+            (None, None) => None,
+        };
+        if listener.is_none() && config.proxies.is_empty() {
+            return Err(AgentError::Unreachable);
+        }
+        let addr = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+        let authorities = trust(&cache, &now).swap()?;
+        let (audit, events) = Audit::new();
+        let (tasks, stop) = (Group::new("ssh"), Shutdown::new());
+        health.set("ssh", Health::Starting);
+        let shared = Arc::new(Shared {
+            cache,
+            joined_with: trusted,
+            keys: keys_now,
+            clock: clock.clone(),
+            audit,
+            spool,
+            tasks: tasks.clone(),
+            shutdown: stop.clone(),
+            settings: config.settings.clone(),
+            present: Present::default(),
+        });
+        let hello = Hello::ours(&version, "node");
+        let certificate = Swap::new(now.tls.clone());
+        let direct = match listener {
+            Some(listener) => {
+                let tls = tls::server_config(
+                    Certificates::current(certificate.clone()),
+                    ClientAuth::Required,
+                    &authorities,
+                    &[alpn::SSH],
+                    &clock,
+                )?;
+                let direct =
+                    Direct { shared: shared.clone(), tls, authorities: authorities.clone(), clock: clock.clone(), hello: hello.clone() };
+                Some((listener, Arc::new(direct), config.limits))
+            }
+            None => None,
+        };
+        let dialer = Arc::new(Dialer {
+            credentials,
+            authorities,
+            clock,
+            hello,
+            skip_version_check: config.skip_version_check,
+            made: Mutex::new(None),
+        });
+        Ok(Self {
+            shared,
+            dialer,
+            direct,
+            addr,
+            events,
+            upstream: Arc::new(api),
+            keys,
+            joined_with,
+            certificate,
+            config,
+            health,
+            boot,
+            tasks,
+            stop,
+        })
+    }
+
+    /// Where it listens, if it does: what the heartbeat tells.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.addr
+    }
+
+    /// Serves until told otherwise.
+    pub async fn run(self, shutdown: Shutdown) {
+        let Self { shared, dialer, direct, addr: _, events, upstream, keys, joined_with, certificate, config, health, boot, tasks, stop } =
+            self;
+        let seed = boot.as_uuid().as_u64_pair().1;
+        let (background, delivery) = (Group::new("agent background"), Group::new("agent delivery"));
+        let backoff = || Backoff::new(DELIVERY_BACKOFF.0, DELIVERY_BACKOFF.1, seed);
+        let keeper = Keeper::new(shared.spool.dir(), upstream.clone(), backoff());
+        delivery.spawn("events", keeper.run(events));
+        let uploads = Group::new("agent uploads");
+        uploads.spawn("recordings", {
+            let (spool, audit, backoff) = (shared.spool.clone(), shared.audit.clone(), backoff());
+            async move { spool.deliver(upstream, audit, backoff).await }
+        });
+        background
+            .spawn("credentials", follow_credentials(dialer.credentials.clone(), keys, joined_with, certificate, config.labels.clone()));
+        background.spawn("authorities", follow_authorities(shared.cache.clone(), dialer.clone()));
+
+        let sessions = Group::new("ssh connections");
+        let tunnels = start_tunnels(&config.proxies, &dialer, &shared, &sessions, &boot, &background, seed, &shutdown);
+        background.spawn("health", follow_health(health.clone(), tunnels, direct.is_some(), shutdown.clone()));
+        // Its own switch: handlers must live until their sessions have said their last words.
+        let port = Shutdown::new();
+        let listening = async {
+            if let Some((listener, direct, limits)) = direct {
+                listen::accept_loop(listener, limits, port.clone(), move |conn| direct::serve(direct.clone(), conn)).await;
+            }
+        };
+        let ending = async {
+            shutdown.draining().await;
+            stop.drain();
+            port.drain();
+            let runs_out = async {
+                while !(sessions.is_empty() && tasks.is_empty()) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            tokio::select! {
+                () = runs_out => {}
+                () = shutdown.stopping() => {}
+            }
+            stop.stop();
+            sessions.join(LAST_WORDS).await;
+            tasks.join(LAST_WORDS).await;
+            port.stop();
+        };
+        tokio::join!(listening, ending);
+        shared.spool.finished();
+        let left = async {
+            while shared.spool.waiting() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(LAST_DELIVERY, left).await.is_err() {
+            tracing::info!("recordings stay in the spool until the next start");
+        }
+        uploads.abort();
+        uploads.join(LAST_DELIVERY).await;
+        background.abort();
+        background.join(LAST_DELIVERY).await;
+        // With the last holder of the audit queue gone, the keeper writes and delivers what is left.
+        drop((shared, dialer));
+        delivery.join(LAST_DELIVERY).await;
+    }
+}
+
+/// Whom we believe: what the cache says, or what we joined with until it has spoken.
+fn trust(cache: &Cache, credentials: &HostCredentials) -> Arc<ClusterTrust> {
+    let cached = cache.trust();
+    if cached.host_tls.is_empty() { credentials.trust.clone() } else { cached }
+}
+
+#[allow(clippy::too_many_arguments, reason = "called once; a struct for it would only be taken apart again")]
+fn start_tunnels(
+    proxies: &[String],
+    dialer: &Arc<Dialer>,
+    shared: &Arc<Shared>,
+    sessions: &Group,
+    boot: &BootId,
+    background: &Group,
+    seed: u64,
+    shutdown: &Shutdown,
+) -> Vec<watch::Receiver<bool>> {
+    let mut states = Vec::new();
+    for (number, addr) in (0u64..).zip(proxies) {
+        let (up, state) = watch::channel(false);
+        states.push(state);
+        let tunnel = Tunnel {
+            addr: addr.clone(),
+            dialer: dialer.clone(),
+            shared: shared.clone(),
+            sessions: sessions.clone(),
+            boot_id: boot.to_string(),
+            up,
+            spare: AtomicBool::new(false),
+            shutdown: shutdown.clone(),
+        };
+        background.spawn("tunnel", tunnel::keep(Arc::new(tunnel), seed.wrapping_add(number)));
+    }
+    states
+}
+
+/// Renewed credentials: new sessions and dials use them.
+async fn follow_credentials(
+    mut credentials: watch::Receiver<Arc<HostCredentials>>,
+    keys: watch::Sender<Arc<HostKeys>>,
+    joined_with: watch::Sender<Arc<ClusterTrust>>,
+    certificate: Swap<TlsIdentity>,
+    labels: Labels,
+) {
+    while credentials.changed().await.is_ok() {
+        let now = credentials.borrow_and_update().clone();
+        match HostKeys::new(&now, &labels) {
+            Some(fresh) => {
+                keys.send_replace(Arc::new(fresh));
+            }
+            None => tracing::error!("renewed credentials have no SSH certificate; going on with the ones before"),
+        }
+        joined_with.send_replace(now.trust.clone());
+        certificate.store(now.tls.clone());
+    }
+}
+
+/// Changed authorities: every handshake from now on believes the new ones.
+async fn follow_authorities(cache: Cache, dialer: Arc<Dialer>) {
+    let (mut changes, mut credentials) = (cache.changed(), dialer.credentials.clone());
+    loop {
+        let now = credentials.borrow_and_update().clone();
+        match trust(&cache, &now).tls() {
+            Ok(authorities) => dialer.authorities.store(authorities),
+            Err(error) => tracing::error!(%error, "the cluster's authorities cannot be used; keeping the ones before"),
+        }
+        tokio::select! {
+            Ok(()) = changes.changed() => {}
+            Ok(()) = credentials.changed() => {}
+            else => return,
+        }
+    }
+}
+
+/// Ready when a user could reach it: by port, or by at least one tunnel.
+async fn follow_health(health: Board, mut tunnels: Vec<watch::Receiver<bool>>, listens: bool, shutdown: Shutdown) {
+    loop {
+        let (up, all) = (tunnels.iter_mut().map(|tunnel| *tunnel.borrow_and_update()).filter(|up| *up).count(), tunnels.len());
+        health.set(
+            "ssh",
+            match (shutdown.is_draining(), listens || up > 0) {
+                (true, _) => Health::Degraded("stopping: takes no new sessions".into()),
+                (false, true) => Health::Ready,
+                (false, false) => Health::Degraded(format!("no tunnel stands ({all} configured)")),
+            },
+        );
+        let changed = async {
+            if all == 0 {
+                return std::future::pending().await;
+            }
+            let waiting = tunnels.iter_mut().map(|tunnel| Box::pin(tunnel.changed()));
+            futures::future::select_all(waiting).await.0
+        };
+        tokio::select! {
+            Ok(()) = changed => {}
+            () = shutdown.draining(), if !shutdown.is_draining() => {}
+            else => return,
+        }
+    }
+}

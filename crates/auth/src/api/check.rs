@@ -1,0 +1,142 @@
+//! What a document must be to be stored: readable by this release, and not a trap for those who hold it.
+//!
+//! The store takes any JSON; here a typing error in a role is refused with its place, instead of denying its holders
+//! everything an hour later. Kinds of other releases cannot be checked, so they cannot be made here.
+
+use crate::core::{Call, Fault, malformed};
+use rules::{RoleSet, access::Effect};
+use types::{
+    Code, Document, Metadata, Public, Resource, ResourceName, UserName,
+    document::Spec,
+    kind::{AuthPreference, CertAuthority, ClusterInfo, KINDS, Lock, Member, Node, Token, User},
+    label::check_label,
+    role::Role,
+};
+
+pub(super) fn new_document(call: &Call, document: &Document) -> Result<(), Fault> {
+    match KINDS.iter().find(|(kind, _)| *kind == document.kind) {
+        None => return Err(malformed(format!("\"{}\" is no kind of document here; kinds are {}", shown(&document.kind), writable()))),
+        Some((kind, false)) => return Err(by_hand(kind)),
+        Some((_, true)) => {}
+    }
+    if document.kind == AuthPreference::KIND && document.metadata.name.as_str() != types::kind::singleton::AUTH_PREFERENCE {
+        return Err(malformed(format!("there is one {}, named \"{}\"", document.kind, types::kind::singleton::AUTH_PREFERENCE)));
+    }
+    metadata(call, &document.metadata)?;
+    content(call, document)
+}
+
+pub(super) fn changed_document(call: &Call, document: &Document) -> Result<(), Fault> {
+    if let Some((kind, false)) = KINDS.iter().find(|(kind, _)| *kind == document.kind) {
+        return Err(by_hand(kind));
+    }
+    metadata(call, &document.metadata)?;
+    content(call, document)
+}
+
+/// What no right lets anybody delete.
+pub(super) fn deleted_document(kind: &str) -> Result<(), Fault> {
+    if kind == ClusterInfo::KIND || kind == CertAuthority::KIND || kind == AuthPreference::KIND { Err(by_hand(kind)) } else { Ok(()) }
+}
+
+fn by_hand(kind: &str) -> Fault {
+    let public = Public::new(Code::AccessDenied, format!("{kind} documents are not written by hand"));
+    match kind {
+        ClusterInfo::KIND => public.hint("a cluster's name never changes").into(),
+        _ => public.into(),
+    }
+}
+
+fn writable() -> String {
+    KINDS.iter().filter(|(_, writable)| *writable).map(|(kind, _)| *kind).collect::<Vec<_>>().join(", ")
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(60).flat_map(char::escape_default).collect()
+}
+
+fn metadata(call: &Call, metadata: &Metadata) -> Result<(), Fault> {
+    for (key, value) in &metadata.labels {
+        check_label(key, value).map_err(malformed)?;
+    }
+    if metadata.labels.len() > 100 {
+        return Err(malformed("more than 100 labels"));
+    }
+    if let Some(end) = metadata.expires.filter(|end| *end <= call.now) {
+        return Err(malformed(format!("it would expire at {end}, which is past")));
+    }
+    Ok(())
+}
+
+/// Known kinds must be readable as what they say they are.
+fn content(call: &Call, document: &Document) -> Result<(), Fault> {
+    match document.kind.as_str() {
+        Role::KIND => role(document),
+        User::KIND => user(call, document),
+        Token::KIND => readable::<Token>(document).map(|_| ()),
+        Lock::KIND => lock(document),
+        AuthPreference::KIND => preference(document),
+        Node::KIND => readable::<Node>(document).map(|_| ()),
+        Member::KIND => readable::<Member>(document).map(|_| ()),
+        _ => Ok(()),
+    }
+}
+
+fn readable<S: Spec>(document: &Document) -> Result<Resource<S>, Fault> {
+    Ok(Resource::from_document(document.clone())?)
+}
+
+/// A role is judged as its holders would be: what would refuse them, or grant nothing, is a mistake.
+fn role(document: &Document) -> Result<(), Fault> {
+    let role = readable::<Role>(document)?;
+    let holder = Resource::new(Metadata::named(role.name().clone()), User { roles: [role.name().clone()].into(), ..User::default() });
+    let set = RoleSet::of_user(&holder, |_| Some(document.clone()));
+    match set.problems().iter().find(|problem| problem.effect != Effect::Ignored) {
+        Some(problem) => Err(malformed(format!("role/{}: {}", problem.role, problem.why))),
+        None => Ok(()),
+    }
+}
+
+fn user(call: &Call, document: &Document) -> Result<(), Fault> {
+    let user = readable::<User>(document)?;
+    UserName::new(user.name())?;
+    if user.spec.roles.is_empty() {
+        return Err(malformed(format!("user/{}: a user needs at least one role", user.name())));
+    }
+    let missing: Vec<&str> =
+        user.spec.roles.iter().filter(|role| call.core.mirror.role(role).is_none()).map(ResourceName::as_str).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let known: Vec<String> = call
+        .core
+        .mirror
+        .view(Role::KIND, None, 20, usize::MAX, |_| true)
+        .entries
+        .iter()
+        .map(|entry| entry.document.metadata.name.to_string())
+        .collect();
+    Err(Public::new(Code::NotFound, format!("user/{}: no such role: {}", user.name(), missing.join(", ")))
+        .hint(format!("roles: {}", known.join(", ")))
+        .into())
+}
+
+fn lock(document: &Document) -> Result<(), Fault> {
+    let lock = readable::<Lock>(document)?;
+    let target = &lock.spec.target;
+    if target.user.is_none() && target.role.is_none() && target.login.is_none() && target.node.is_none() && target.extra.is_empty() {
+        return Err(malformed(format!("lock/{}: the target names nothing: give user, role, login or node", lock.name())));
+    }
+    Ok(())
+}
+
+fn preference(document: &Document) -> Result<(), Fault> {
+    let preference = readable::<AuthPreference>(document)?.spec;
+    if preference.auth_type != "local" {
+        return Err(malformed(format!("type \"{}\" is not known; there is \"local\"", shown(&preference.auth_type))));
+    }
+    if preference.default_session_ttl < rules::issue::MIN_TTL {
+        return Err(malformed(format!("default_session_ttl is shorter than {}", rules::issue::MIN_TTL)));
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! The audit log over the API: members add what they saw, auditors search and verify.
+//!
+//! A member speaks for itself only: its id and name are written over whatever the event says, and what only the Auth
+//! Service can know (logins, certificates, changes of documents) is refused from anybody else.
+
+use crate::{
+    audit::Query,
+    core::{Call, Fault, malformed},
+};
+use rules::{
+    Verb,
+    documents::{Scope, decide_read, decide_write},
+};
+use types::{Event, EventKind, ResourceName, SystemRole, Time};
+use wire::api as pb;
+
+/// Events in one call.
+const MAX_EVENTS: usize = 1000;
+
+pub(crate) async fn emit(call: Call, ask: pb::EmitEventsRequest) -> Result<pb::Empty, Fault> {
+    let caller = call.caller()?;
+    let rules::Caller::Host(host) = caller else {
+        return Err(rules::Denied::NotAllowed { who: call.name(), what: "write events".into() }.into());
+    };
+    if host.roles.contains(&SystemRole::Admin) {
+        return Err(rules::Denied::NotAllowed { who: call.name(), what: "write events".into() }.into());
+    }
+    let permit = decide_write(caller, "event", Verb::Create, &ResourceName::from(&host.id))?;
+    if ask.events.len() > MAX_EVENTS {
+        return Err(malformed(format!("more than {MAX_EVENTS} events in one call")));
+    }
+    let mut events = Vec::with_capacity(ask.events.len());
+    for bytes in &ask.events {
+        let event: Event = serde_json::from_slice(bytes).map_err(|error| malformed(format!("an event cannot be read: {error}")))?;
+        if event.event.len() > 64 || event.code.len() > 16 {
+            return Err(malformed("an event's name or code is too long"));
+        }
+        if EventKind::ALL.iter().any(|kind| kind.name() == event.event && only_ours(*kind)) {
+            let what = format!("write \"{}\" events", event.event);
+            return Err(rules::Denied::NotAllowed { who: call.name(), what }.into());
+        }
+        let said = event.text("server_id");
+        if !said.is_empty() && said != permit.name.as_str() {
+            return Err(rules::Denied::NotAllowed { who: call.name(), what: "write events of another host".into() }.into());
+        }
+        let event = event.with("server_id", permit.name.as_str()).with("cluster_name", call.core.cluster.as_str());
+        let named = event.fields.contains_key("server_hostname");
+        events.push(if named { event } else { event.with("server_hostname", host.name.as_str()) });
+    }
+    call.core.audit.record_all(events).await?;
+    Ok(pb::Empty {})
+}
+
+/// Events that nobody else may claim to have seen.
+fn only_ours(kind: EventKind) -> bool {
+    match kind {
+        EventKind::Login
+        | EventKind::LoginFailed
+        | EventKind::UserLocked
+        | EventKind::PasswordChange
+        | EventKind::InviteCreate
+        | EventKind::CertCreate
+        | EventKind::CertRefused
+        | EventKind::SessionUpload
+        | EventKind::SessionRecordingAccess
+        | EventKind::Join
+        | EventKind::JoinFailed
+        | EventKind::ResourceCreate
+        | EventKind::ResourceUpdate
+        | EventKind::ResourceDelete
+        | EventKind::AuthStart => true,
+        EventKind::SessionStart
+        | EventKind::SessionEnd
+        | EventKind::SessionRejected
+        | EventKind::Exec
+        | EventKind::ExecFailed
+        | EventKind::Subsystem
+        | EventKind::PortForward
+        | EventKind::RequestDenied
+        | EventKind::AccessDenied
+        | EventKind::VersionRefused
+        | EventKind::VersionSkipped => false,
+    }
+}
+
+/// Only who may read all events may search them.
+fn may_read(call: &Call) -> Result<(), Fault> {
+    let permit = decide_read(call.caller()?, "event", Verb::List)?;
+    match permit.scope {
+        Scope::All => Ok(()),
+        Scope::Named(_) | Scope::Reachable(_) | Scope::SessionsOf(_) => {
+            Err(rules::Denied::NotAllowed { who: call.name(), what: "read the audit log".into() }.into())
+        }
+    }
+}
+
+pub(super) fn time(text: &str) -> Result<Option<Time>, Fault> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(malformed) }
+}
+
+pub(crate) async fn search(call: Call, ask: pb::SearchEventsRequest) -> Result<pb::SearchEventsReply, Fault> {
+    may_read(&call)?;
+    let page = if ask.page.is_empty() { None } else { Some(ask.page.parse().map_err(|_| malformed("the page token cannot be read"))?) };
+    let query = Query {
+        from: time(&ask.from)?,
+        to: time(&ask.to)?,
+        names: ask.names.into_iter().take(100).collect(),
+        user: ask.user,
+        limit: usize::try_from(ask.limit).unwrap_or(usize::MAX),
+        page,
+        oldest_first: ask.oldest_first,
+    };
+    let found = call.core.audit.search(query).await?;
+    let events = found.events.iter().map(|event| serde_json::to_vec(event).unwrap_or_default().into()).collect();
+    Ok(pb::SearchEventsReply { events, next_page: found.next.map(|index| index.to_string()).unwrap_or_default() })
+}
+
+pub(crate) async fn verify(call: Call, _ask: pb::Empty) -> Result<pb::VerifyAuditReply, Fault> {
+    may_read(&call)?;
+    let verdict = call.core.audit.verify().await?;
+    if let Some(fault) = &verdict.fault {
+        tracing::error!(fault, "the audit log's hash chain does not hold");
+    }
+    Ok(pb::VerifyAuditReply {
+        intact: verdict.fault.is_none(),
+        events: verdict.events,
+        head: verdict.head,
+        fault: verdict.fault.unwrap_or_default(),
+    })
+}

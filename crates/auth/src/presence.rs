@@ -1,0 +1,227 @@
+//! Heartbeats: members and hosts stay in the inventory while they report, and hear what their operators should know.
+//!
+//! A member writes its own documents and nobody else's; the address of a host reached directly is the one seen here, never
+//! the one it claims (attack table, row 13). Documents lapse ten minutes after the last heartbeat. A host's document is
+//! rewritten only when something in it changed or its lease runs low, so that watchers are not woken each minute by ten
+//! thousand hosts. The sentences about versions (rule G12) are `upgrade::inventory`'s, made at most twice a minute.
+
+use crate::{
+    core::{Call, Core, Fault, malformed},
+    metrics::count,
+};
+use rules::{Verb, documents::decide_write, presence};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use store::documents::WriteError;
+use types::{
+    Document, HostIdentity, Metadata, Resource, ResourceName, SystemRole, Time,
+    document::Spec,
+    kind::{Member, Node},
+    label::check_label,
+};
+use wire::api as pb;
+
+/// How old the sentences may be.
+const FRESH: Duration = Duration::from_secs(30);
+
+/// The sentences of the moment.
+#[derive(Default)]
+pub(crate) struct Notices(Mutex<Option<(Time, Arc<Vec<String>>)>>);
+
+impl Notices {
+    fn all(&self, core: &Core, now: Time) -> Arc<Vec<String>> {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, lines)) = held.filter(|(made, _)| now.since(*made) < FRESH) {
+            return lines;
+        }
+        let control = core.mirror.control();
+        let lines = match control.as_ref() {
+            None => Vec::new(),
+            Some(control) => {
+                let inventory = upgrade::inventory::summarise(&core.mirror.members(), control, now, presence::OFFLINE_AFTER);
+                inventory.alerts.into_iter().map(|alert| format!("{}; {}", alert.text, alert.cure)).collect()
+            }
+        };
+        let lines = Arc::new(lines);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, lines.clone()));
+        lines
+    }
+}
+
+/// Takes one heartbeat.
+pub(crate) async fn heartbeat(call: Call, ask: pb::HeartbeatRequest) -> Result<pb::HeartbeatReply, Fault> {
+    let core = &call.core;
+    let caller = call.caller()?;
+    let rules::Caller::Host(host) = caller else {
+        return Err(rules::Denied::NotAllowed { who: call.name(), what: "report as a member".into() }.into());
+    };
+    let own = ResourceName::from(&host.id);
+    let permit = decide_write(caller, Member::KIND, Verb::Update, &own)?;
+    let mut member = Resource::<Member>::from_document(Document::from_json(&ask.member)?)?;
+    check_metadata(&member.metadata)?;
+    if *member.name() != permit.name {
+        return Err(rules::Denied::NotAllowed { who: call.name(), what: format!("report as {}", member.name()) }.into());
+    }
+    // What the certificate and the handshake say stands, whatever the document says.
+    member.spec.roles = host.roles.clone();
+    if host.id == core.host_id {
+        member.spec.roles.insert(SystemRole::Auth);
+    }
+    member.spec.hostname = host.name.to_string();
+    member.spec.version = call.peer.hello.parsed().ok_or_else(|| malformed("the version cannot be read"))?;
+    member.spec.skips_version_check = call.peer.hello.skips_version_check;
+    member.spec.last_seen = call.now;
+    core.admit(&host.roles, &call.peer, member.spec.state == "draining")?;
+    let lease = presence::lease_end(call.now);
+    member.metadata.expires = Some(lease);
+    put(core, &member.to_document()).await?;
+    if !ask.node.is_empty() {
+        let permit = decide_write(caller, Node::KIND, Verb::Update, &own)?;
+        let node = Resource::<Node>::from_document(Document::from_json(&ask.node)?)?;
+        take_node(&call, host, node, &permit.name, ask.ssh_port, lease).await?;
+    }
+    count(&core.metrics.heartbeats);
+    let random = rand::random::<u32>();
+    let interval = presence::interval(presence::HEARTBEAT, random).as_secs().max(1);
+    Ok(pb::HeartbeatReply { interval, notices: notices(&call, host, &member) })
+}
+
+async fn take_node(
+    call: &Call,
+    host: &HostIdentity,
+    mut node: Resource<Node>,
+    name: &ResourceName,
+    port: u32,
+    lease: Time,
+) -> Result<(), Fault> {
+    check_metadata(&node.metadata)?;
+    if !host.roles.contains(&SystemRole::Node) || node.name() != name {
+        return Err(rules::Denied::NotAllowed { who: call.name(), what: format!("report node/{}", node.name()) }.into());
+    }
+    node.spec.hostname = host.name.clone();
+    node.spec.version = call.peer.hello.parsed().ok_or_else(|| malformed("the version cannot be read"))?;
+    let port = u16::try_from(port).map_err(|_| malformed("the SSH port is not a port"))?;
+    node.spec.use_tunnel = port == 0;
+    node.spec.addr =
+        if port == 0 { String::new() } else { std::net::SocketAddr::new(call.peer.addr.ip().to_canonical(), port).to_string() };
+    node.metadata.expires = Some(lease);
+    let stored = call.core.mirror.typed::<Node>(name);
+    let fresh = |stored: &Resource<Node>| {
+        let left = stored.metadata.expires.map_or(Duration::ZERO, |end| end.since(call.now));
+        stored.spec == node.spec && stored.metadata.labels == node.metadata.labels && left * 2 > presence::LEASE
+    };
+    if stored.as_ref().is_some_and(fresh) {
+        return Ok(());
+    }
+    put(&call.core, &node.to_document()).await
+}
+
+/// Creates or replaces a member's own document: only its holder writes it, so a lost race is with its own older beat.
+async fn put(core: &Core, document: &Document) -> Result<(), Fault> {
+    let mut document = document.clone();
+    for _ in 0..4 {
+        let known = core.mirror.get(&document.kind, &document.metadata.name);
+        document.metadata.revision = known.and_then(|entry| entry.document.metadata.revision.clone());
+        let written = match &document.metadata.revision {
+            Some(_) => core.documents.update(&document).await,
+            None => core.documents.create(&document).await,
+        };
+        match written {
+            Ok(written) => {
+                settle(core, &written).await;
+                return Ok(());
+            }
+            Err(WriteError::Conflict(_) | WriteError::Exists(_) | WriteError::NotFound(_)) => {
+                // The mirror is behind; what the store has now is not older than this.
+                if let Ok(revision) = core.documents.store().revision().await {
+                    core.mirror.reached(revision).await;
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Fault::Write(WriteError::Conflict(document.reference())))
+}
+
+/// Waits until lists show what was written.
+pub(crate) async fn settle(core: &Core, written: &Document) {
+    if let Some(revision) = written.metadata.revision.as_ref().and_then(|revision| revision.0.parse().ok()) {
+        core.mirror.reached(revision).await;
+    }
+}
+
+fn check_metadata(metadata: &Metadata) -> Result<(), Fault> {
+    for (key, value) in &metadata.labels {
+        check_label(key, value).map_err(malformed)?;
+    }
+    if metadata.labels.len() > 100 { Err(malformed("more than 100 labels")) } else { Ok(()) }
+}
+
+/// Alerts name hosts, so only the services that administrators run get them all; an agent hears of itself.
+fn notices(call: &Call, host: &HostIdentity, member: &Resource<Member>) -> Vec<String> {
+    if host.roles.iter().any(|role| matches!(role, SystemRole::Auth | SystemRole::Proxy | SystemRole::Admin)) {
+        return call.core.notices.all(&call.core, call.now).as_ref().clone();
+    }
+    let (own, ours) = (member.spec.version.major(), call.core.version.major());
+    if own >= ours {
+        return Vec::new();
+    }
+    vec![format!(
+        "this host runs {}, one major behind; upgrade it to the latest {ours} before the cluster moves to {}",
+        member.spec.version,
+        ours.saturating_add(1)
+    )]
+}
+
+/// Keeps the Auth Service itself in the inventory. It leaves at once when it drains.
+pub(crate) async fn keep_self(core: Arc<Core>, identity: HostIdentity) {
+    let name = ResourceName::from(&identity.id);
+    let (boot_id, started) = (uuid::Uuid::new_v4().to_string(), core.now());
+    let (mut state, mut told) = ("active", Arc::new(Vec::new()));
+    loop {
+        let member = own_member(&core, &identity, &name, &boot_id, started, state);
+        if let Err(error) = put(&core, &member.to_document()).await {
+            tracing::warn!(%error, "could not report as a member");
+        }
+        let lines = core.notices.all(&core, core.now());
+        // Said once, not each minute.
+        if lines != told {
+            lines.iter().for_each(|line| tracing::warn!("{line}"));
+            told = lines;
+        }
+        let wait = presence::interval(presence::HEARTBEAT, rand::random());
+        tokio::select! {
+            () = core.shutdown.stopping() => return,
+            () = core.shutdown.draining(), if state == "active" => state = "draining",
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+fn own_member(core: &Core, identity: &HostIdentity, name: &ResourceName, boot_id: &str, started: Time, state: &str) -> Resource<Member> {
+    // The other services of this process report under the same id: their roles and details stay.
+    let stored = core.mirror.typed::<Member>(name);
+    let mut member = stored.unwrap_or_else(|| {
+        let spec = Member {
+            hostname: identity.name.to_string(),
+            roles: identity.roles.clone(),
+            version: core.version.clone(),
+            boot_id: boot_id.to_owned(),
+            started,
+            last_seen: started,
+            state: state.to_owned(),
+            skips_version_check: false,
+            labels: types::Labels::new(),
+            extra: types::Extra::new(),
+        };
+        Resource::new(Metadata::named(name.clone()), spec)
+    });
+    member.spec.roles.extend(identity.roles.iter().cloned());
+    member.spec.version = core.version.clone();
+    member.spec.last_seen = core.now();
+    state.clone_into(&mut member.spec.state);
+    member.metadata.expires = Some(presence::lease_end(core.now()));
+    member
+}

@@ -1,0 +1,168 @@
+//! The door: TCP, TLS with an optional client certificate, the handshake, then gRPC.
+//!
+//! Whoever shows no certificate may ask for versions and join; his connection stays under the listener's bounds for
+//! strangers all its life and has a deadline. Refused versions are written to the audit log, the first of a crash loop
+//! each; so are processes that run with `--skip-version-check`.
+
+use crate::{
+    api::Service,
+    ca::{
+        issue::{HOST_LIFE, Keys},
+        names::HostNames,
+    },
+    core::Core,
+    metrics::count,
+    world::AuthError,
+};
+use net::{
+    hello::HelloError,
+    listen::{Conn, Limits, accept_loop},
+    shutdown::Shutdown,
+    swap::Swap,
+    tls::{self, Authorities, CertificateDer, Certificates, ClientAuth, KeyAlgorithm, TlsError, TlsIdentity, identity::KeyPair},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::net::TcpListener;
+use types::{EventKind, HostIdentity, SystemRole, kind::CertAuthority, version::Direction};
+use wire::{api::MAX_MESSAGE, api::auth_server::AuthServer, hello::Hello};
+
+/// How long a peer without a certificate may keep its connection.
+const STRANGER: Duration = Duration::from_secs(60);
+const STRANGER_BUFFER: usize = 64 * 1024;
+/// Accepted connections that wait for the gRPC server.
+const WAITING: usize = 256;
+
+/// What is needed to accept connections.
+pub(crate) struct Serving {
+    identity: HostIdentity,
+    config: Arc<tls::ServerConfig>,
+    authorities: Swap<Authorities>,
+    limits: Limits,
+}
+
+impl Serving {
+    pub(crate) fn new(core: &Core, names: &[String], limits: Limits) -> Result<Self, AuthError> {
+        let identity = HostIdentity {
+            cluster: core.cluster.clone(),
+            id: core.host_id,
+            name: core.node_name.clone(),
+            roles: [SystemRole::Auth].into(),
+            extra: types::Extra::new(),
+        };
+        let key = KeyPair::generate(KeyAlgorithm::EcdsaP256)?;
+        let fail = |error: &dyn std::fmt::Display| AuthError::Authorities(error.to_string());
+        let keys = Keys::read("", &key.public_der()).map_err(|error| fail(&error))?;
+        let names = HostNames::read(names.iter().map(String::as_str)).map_err(|error| fail(&error))?;
+        let issued = core.authorities.issue_host(&identity, &names, &keys, HOST_LIFE, core.now()).map_err(|error| fail(&error))?;
+        let own: TlsIdentity = key.with_chain(tls::identity::certificates_from_pem(issued.tls.as_bytes())?)?;
+        let trusted =
+            Authorities::new(core.cluster.clone(), &roots(&core.authorities.user_public)?, &roots(&core.authorities.host_public)?)?;
+        let authorities = Swap::new(trusted);
+        let config = tls::server_config(Certificates::fixed(&own), ClientAuth::Optional, &authorities, &[wire::alpn::AUTH], &core.clock)?;
+        Ok(Self { identity, config, authorities, limits })
+    }
+
+    pub(crate) fn identity(&self) -> HostIdentity {
+        self.identity.clone()
+    }
+
+    /// Accepts and serves until stopped; while draining, requests in progress are finished.
+    pub(crate) async fn serve(&self, core: Arc<Core>, listener: TcpListener, shutdown: Shutdown) {
+        let (sender, incoming) = net::grpc::incoming(WAITING);
+        let service =
+            AuthServer::new(Service::new(core.clone())).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
+        let door = Door { core: core.clone(), config: self.config.clone(), authorities: self.authorities.clone(), sender };
+        let accepting = accept_loop(listener, self.limits, shutdown.clone(), move |conn| door.clone().handle(conn));
+        let draining = shutdown.clone();
+        let serving = net::grpc::server().serve_with_incoming_shutdown(service, incoming, async move { draining.draining().await });
+        let both = async {
+            let ((), served) = tokio::join!(accepting, serving);
+            if let Err(error) = served {
+                tracing::error!(%error, "the API server ended");
+            }
+        };
+        tokio::select! {
+            () = both => {}
+            () = shutdown.stopping() => {}
+        }
+    }
+}
+
+fn roots(authority: &CertAuthority) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let mut all = Vec::new();
+    for key in &authority.keys {
+        all.extend(tls::identity::certificates_from_pem(key.tls.as_bytes())?);
+    }
+    Ok(all)
+}
+
+#[derive(Clone)]
+struct Door {
+    core: Arc<Core>,
+    config: Arc<tls::ServerConfig>,
+    authorities: Swap<Authorities>,
+    sender: net::grpc::Sender,
+}
+
+impl Door {
+    async fn handle(self, conn: Conn) {
+        let Conn { stream, peer: addr, permit } = conn;
+        let mut accepted = match tls::accept(stream, self.config.clone(), &self.authorities, &self.core.clock, tls::DEADLINE).await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::debug!(%addr, %error, "no TLS session");
+                return;
+            }
+        };
+        let ours = Hello::ours(&self.core.version, "auth");
+        let hello = match net::hello::server(&mut accepted.stream, &ours, Direction::ServerFirst, net::hello::DEADLINE).await {
+            Ok(hello) => hello,
+            Err(error) => return self.refused(addr, accepted.identity.as_ref(), error).await,
+        };
+        if hello.skips_version_check {
+            self.skipping(addr, accepted.identity.as_ref(), &hello).await;
+        }
+        let peer = net::grpc::Peer { identity: accepted.identity.map(Arc::new), hello: Arc::new(hello), addr };
+        if peer.identity.is_some() {
+            permit.authenticated();
+            self.sender.send(net::grpc::ServerIo::new(Box::new(accepted.stream), peer, permit)).await;
+            return;
+        }
+        // A stranger's bytes pass through here, so that the listener can cut him when his place or time is needed.
+        let (mut near, far) = tokio::io::duplex(STRANGER_BUFFER);
+        if self.sender.send(net::grpc::ServerIo::new(Box::new(far), peer, ())).await {
+            let _ = tokio::time::timeout(STRANGER, tokio::io::copy_bidirectional(&mut accepted.stream, &mut near)).await;
+        }
+        drop(permit);
+    }
+
+    async fn refused(&self, addr: std::net::SocketAddr, identity: Option<&types::Identity>, error: HelloError) {
+        let HelloError::Refused { public, peer, .. } = &error else {
+            tracing::debug!(%addr, %error, "no handshake");
+            return;
+        };
+        count(&self.core.metrics.version_refusals);
+        let (version, role) = peer.as_ref().map(|hello| (shown(&hello.version), shown(&hello.role))).unwrap_or_default();
+        let who = identity.map(types::Identity::display).unwrap_or_default();
+        tracing::info!(%addr, version, role, who, refusal = %public, "refused a version");
+        let event = self.core.event(EventKind::VersionRefused).with("addr.remote", addr.to_string()).with("version", version.as_str());
+        let event = event
+            .with("role", role.as_str())
+            .with("who", who.as_str())
+            .with("error", public.to_string())
+            .with("server_version", self.core.version.to_string());
+        self.core.record_refusal(&format!("version {} {version} {role}", addr.ip()), event).await;
+    }
+
+    async fn skipping(&self, addr: std::net::SocketAddr, identity: Option<&types::Identity>, hello: &Hello) {
+        let who = identity.map(types::Identity::display).unwrap_or_default();
+        let event = self.core.event(EventKind::VersionSkipped).with("addr.remote", addr.to_string()).with("version", shown(&hello.version));
+        let event = event.with("role", shown(&hello.role)).with("who", who.as_str()).with("server_version", self.core.version.to_string());
+        self.core.record_refusal(&format!("skip {} {who} {}", addr.ip(), shown(&hello.version)), event).await;
+    }
+}
+
+/// A peer's text, fit for a log.
+fn shown(text: &str) -> String {
+    text.chars().take(64).flat_map(char::escape_default).collect()
+}

@@ -1,0 +1,158 @@
+//! What an Auth Service is made from: its settings, the world around it, and why it may not be made.
+
+use crate::{audit::AuditError, ca::CaError, mirror::MirrorError, password::HashError, password::PasswordCost, vault::VaultError};
+use net::{clock::SharedClock, health::Board, listen::Limits};
+use std::{collections::BTreeSet, io, net::SocketAddr, path::PathBuf, sync::Arc};
+use store::Store;
+use tokio::net::TcpListener;
+use types::{ClusterName, Code, HostId, NodeName, Public, Secret, SystemRole, Version, kind::AuthPreference};
+
+/// Settings. [`Config::new`] has the defaults.
+pub struct Config {
+    /// State lies in `<data_dir>/auth`, the administrator's identity in `<data_dir>/admin`.
+    pub data_dir: PathBuf,
+    /// Shared with the other services of this process.
+    pub host_id: HostId,
+    pub node_name: NodeName,
+    /// For a new cluster, where it defaults to the node's name; an existing one keeps its name for ever.
+    pub cluster_name: Option<ClusterName>,
+    pub listen_addr: SocketAddr,
+    pub storage: Storage,
+    /// From the configuration file: overwrites what is stored.
+    pub auth_preference: Option<AuthPreference>,
+    /// Tokens of the configuration file; they do not expire.
+    pub static_tokens: Vec<(BTreeSet<SystemRole>, Secret)>,
+    /// For a new cluster: whether pre-releases are kept out (rule G2).
+    pub production: bool,
+    /// More names and addresses for the server certificate.
+    pub names: Vec<String>,
+    /// Cheaper only in tests.
+    pub password_cost: PasswordCost,
+    pub limits: Limits,
+}
+
+impl Config {
+    pub fn new(data_dir: PathBuf, host_id: HostId, node_name: NodeName) -> Self {
+        let storage = Storage::Sqlite { path: data_dir.join("auth").join("state.db") };
+        Self {
+            data_dir,
+            host_id,
+            node_name,
+            cluster_name: None,
+            listen_addr: SocketAddr::from(([127, 0, 0, 1], 3025)),
+            storage,
+            auth_preference: None,
+            static_tokens: Vec::new(),
+            production: true,
+            names: Vec::new(),
+            password_cost: PasswordCost::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Where the state is kept.
+#[derive(Clone)]
+pub enum Storage {
+    /// Gone with the process.
+    Memory,
+    Sqlite {
+        path: PathBuf,
+    },
+    /// Opened by the caller: what two Auth Services of one test share.
+    Open(Arc<dyn Store>),
+}
+
+/// What is around the service; tests bring their own.
+pub struct World {
+    pub clock: SharedClock,
+    /// What this process claims to be.
+    pub version: Version,
+    pub health: Board,
+    /// Already bound; else `listen_addr` is.
+    pub listener: Option<TcpListener>,
+}
+
+/// The store's clock is ours.
+pub(crate) struct StoreClock(pub(crate) SharedClock);
+impl store::Clock for StoreClock {
+    fn now(&self) -> types::Time {
+        self.0.now()
+    }
+}
+
+/// Why the service was not made, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// A rule says no; nothing was written.
+    #[error("{0}")]
+    Refused(Public),
+    #[error("could not use {path}: {source}")]
+    File { path: PathBuf, source: io::Error },
+    #[error("could not listen on {addr}: {source}")]
+    Listen { addr: SocketAddr, source: io::Error },
+    #[error("could not open the store: {0}")]
+    Open(String),
+    #[error("could not use the store: {0}")]
+    Store(String),
+    #[error("could not use the certificate authorities: {0}")]
+    Authorities(String),
+    #[error("could not open the audit log: {0}")]
+    Audit(String),
+    #[error("could not serve: {0}")]
+    Serve(String),
+}
+
+impl AuthError {
+    /// For the user, with a code.
+    pub fn public(&self) -> Public {
+        match self {
+            Self::Refused(public) => public.clone(),
+            Self::File { .. } => {
+                Public::new(Code::Config, self.to_string()).hint("check that the data directory exists and belongs to this user")
+            }
+            Self::Listen { .. } => {
+                Public::new(Code::Config, self.to_string()).hint("another process may hold the port: set auth_service.listen_addr")
+            }
+            Self::Open(_) | Self::Store(_) | Self::Authorities(_) => Public::new(Code::StoreBroken, self.to_string()),
+            Self::Audit(_) => Public::new(Code::AuditBroken, self.to_string()),
+            Self::Serve(_) => Public::new(Code::Internal, self.to_string()),
+        }
+    }
+}
+
+impl From<Public> for AuthError {
+    fn from(public: Public) -> Self {
+        Self::Refused(public)
+    }
+}
+impl From<CaError> for AuthError {
+    fn from(error: CaError) -> Self {
+        Self::Authorities(error.to_string())
+    }
+}
+impl From<VaultError> for AuthError {
+    fn from(error: VaultError) -> Self {
+        Self::Store(error.to_string())
+    }
+}
+impl From<MirrorError> for AuthError {
+    fn from(error: MirrorError) -> Self {
+        Self::Store(error.to_string())
+    }
+}
+impl From<AuditError> for AuthError {
+    fn from(error: AuditError) -> Self {
+        Self::Audit(error.to_string())
+    }
+}
+impl From<HashError> for AuthError {
+    fn from(error: HashError) -> Self {
+        Self::Serve(error.to_string())
+    }
+}
+impl From<net::tls::TlsError> for AuthError {
+    fn from(error: net::tls::TlsError) -> Self {
+        Self::Serve(error.to_string())
+    }
+}

@@ -1,0 +1,163 @@
+//! Events and recordings over the API.
+
+use crate::fixture::*;
+use sha2::{Digest as _, Sha256};
+use types::{Code, Event, EventKind, Extra, SystemRole, Time, kind::Recording};
+use wire::{
+    api as pb,
+    recording::{End, Header, What, Writer},
+};
+
+fn event(kind: EventKind, number: u128) -> Event {
+    Event::new(kind, Time::from_unix(START), uuid::Uuid::from_u128(number))
+}
+
+fn emit(events: &[Event]) -> pb::EmitEventsRequest {
+    pb::EmitEventsRequest { events: events.iter().map(|event| serde_json::to_vec(event).unwrap().into()).collect() }
+}
+
+#[tokio::test]
+async fn a_member_reports_for_itself_only_and_never_what_only_auth_can_know() {
+    let cluster = Cluster::start().await;
+    let (mut node, ..) = cluster.member(11, SystemRole::Node).await;
+    let start = event(EventKind::SessionStart, 1).with("user", "alice");
+    node.emit_events(emit(&[start.clone()])).await.unwrap();
+    node.emit_events(emit(&[start])).await.unwrap();
+    let seen = events(&cluster, "session.start").await;
+    assert_eq!((seen.len(), seen[0].text("server_id"), seen[0].text("server_hostname")), (1, host_id(11).to_string().as_str(), "node11"));
+    let other = event(EventKind::SessionEnd, 2).with("server_id", host_id(12).to_string());
+    assert!(error(node.emit_events(emit(&[other])).await).is(Code::AccessDenied));
+    for kind in [EventKind::Login, EventKind::CertCreate, EventKind::ResourceDelete, EventKind::UserLocked, EventKind::Join] {
+        assert!(error(node.emit_events(emit(&[event(kind, 3)])).await).is(Code::AccessDenied), "{kind:?}");
+    }
+    // An event of a newer release is kept as it is.
+    let newer: Event = serde_json::from_value(serde_json::json!({"event": "session.teleported", "code": "L9999I", "time": "2027-01-15T08:00:00Z", "uid": uuid::Uuid::from_u128(4), "x": {"y": 1}})).unwrap();
+    node.emit_events(emit(&[newer])).await.unwrap();
+    assert_eq!(events(&cluster, "session.teleported").await[0].fields["x"]["y"], 1);
+}
+
+#[tokio::test]
+async fn attack_row_32_a_changed_log_is_noticed_through_the_api() {
+    let cluster = Cluster::start().await;
+    cluster.user("alice", &["access"], &["app"]).await;
+    let intact = cluster.admin().verify_audit(pb::Empty {}).await.unwrap().into_inner();
+    assert!(intact.intact && intact.events > 2 && intact.head.len() == 64);
+    let file = std::fs::read_dir(cluster.dir.path().join("auth/audit")).unwrap().next().unwrap().unwrap().path();
+    let text = std::fs::read_to_string(&file).unwrap().replacen("\"name\":\"alice\"", "\"name\":\"mallo\"", 1);
+    std::fs::write(&file, text).unwrap();
+    let broken = cluster.admin().verify_audit(pb::Empty {}).await.unwrap().into_inner();
+    assert!(!broken.intact && broken.fault.contains("was changed"), "{}", broken.fault);
+}
+
+struct Film {
+    description: Vec<u8>,
+    bytes: Vec<u8>,
+}
+
+fn film(session: u128, host: u128, user: &str) -> Film {
+    let recording = Recording {
+        session: types::SessionId::from_uuid(uuid::Uuid::from_u128(session)),
+        user: user.into(),
+        login: "app".into(),
+        host_id: host_id(host),
+        hostname: "node11".into(),
+        kind: "shell".into(),
+        command: String::new(),
+        started: Time::from_unix(START),
+        ended: None,
+        size: 0,
+        extra: Extra::new(),
+    };
+    let description = serde_json::to_vec(&recording).unwrap();
+    let mut writer = Writer::new();
+    let mut bytes = writer
+        .encode(0, &What::Header(Box::new(Header { recording, width: 80, height: 24, term: "xterm".into(), extra: Extra::new() })))
+        .to_vec();
+    for at in 1..40u64 {
+        bytes.extend(writer.encode(at, &What::Output(vec![b'x'; 20_000].into())));
+    }
+    bytes.extend(writer.encode(5000, &What::End(End { status: Some(0), signal: None })));
+    Film { description, bytes }
+}
+
+fn chunks(film: &Film, from: usize) -> Vec<pb::RecordingChunk> {
+    let mut all: Vec<pb::RecordingChunk> = film.bytes[from..]
+        .chunks(100_000)
+        .enumerate()
+        .map(|(number, data)| pb::RecordingChunk {
+            data: data.to_vec().into(),
+            offset: (from + number * 100_000) as u64,
+            ..Default::default()
+        })
+        .collect();
+    all[0].description = film.description.clone().into();
+    let last = all.last_mut().unwrap();
+    last.last = true;
+    last.sha256 = Sha256::digest(&film.bytes).to_vec().into();
+    all
+}
+
+async fn read(client: &mut Client, session: u128, offset: u64) -> Result<Vec<u8>, types::Public> {
+    let ask = pb::ReadRecordingRequest { session: uuid::Uuid::from_u128(session).to_string(), offset };
+    let mut stream = client.read_recording(ask).await.map_err(|status| pb::from_status(&status))?.into_inner();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = stream.message().await.unwrap() {
+        assert_eq!(chunk.offset, offset + bytes.len() as u64);
+        bytes.extend_from_slice(&chunk.data);
+        if chunk.last {
+            return Ok(bytes);
+        }
+    }
+    panic!("no last chunk")
+}
+
+async fn sessions(client: &mut Client) -> Vec<String> {
+    let reply = client.list_recordings(pb::ListRecordingsRequest::default()).await.unwrap().into_inner();
+    reply.recordings.iter().map(|json| serde_json::from_slice::<Recording>(json).unwrap().user).collect()
+}
+
+#[tokio::test]
+async fn recordings_are_uploaded_resumed_listed_and_read_by_whom_they_concern() {
+    let cluster = Cluster::start().await;
+    let (mut node, ..) = cluster.member(11, SystemRole::Node).await;
+    let (alices, bobs) = (film(1, 11, "alice"), film(2, 11, "bob"));
+    node.upload_recording(tokio_stream::iter(chunks(&alices, 0))).await.unwrap();
+    // Again, as after a lost answer.
+    node.upload_recording(tokio_stream::iter(chunks(&alices, 0))).await.unwrap();
+    // Bob's breaks off and goes on.
+    let mut broken = chunks(&bobs, 0);
+    broken.truncate(2);
+    assert!(error(node.upload_recording(tokio_stream::iter(broken)).await).is(Code::Malformed));
+    node.upload_recording(tokio_stream::iter(chunks(&bobs, 150_000))).await.unwrap();
+
+    let (mut alice, ..) = cluster.logged_in("alice", &["access"], &["app"]).await;
+    assert_eq!(sessions(&mut alice).await, ["alice"]);
+    assert_eq!(read(&mut alice, 1, 0).await.unwrap(), alices.bytes);
+    assert_eq!(read(&mut alice, 1, 7).await.unwrap(), alices.bytes[7..]);
+    let (forbidden, unknown) = (read(&mut alice, 2, 0).await.unwrap_err(), read(&mut alice, 3, 0).await.unwrap_err());
+    assert!(forbidden == unknown && forbidden.is(Code::NotFound));
+    let (mut auditor, ..) = cluster.logged_in("ann", &["auditor"], &[]).await;
+    assert_eq!(sessions(&mut auditor).await, ["bob", "alice"]);
+    assert_eq!(read(&mut auditor, 2, 0).await.unwrap(), bobs.bytes);
+    assert!(error(node.list_recordings(pb::ListRecordingsRequest::default()).await).is(Code::AccessDenied));
+    assert_eq!(events(&cluster, "session.upload").await.len(), 2);
+    let reads: Vec<_> = events(&cluster, "session.recording.access")
+        .await
+        .iter()
+        .map(|event| (event.text("user").to_owned(), event.text("session_user").to_owned()))
+        .collect();
+    assert_eq!(reads, [("alice".into(), "alice".into()), ("alice".into(), "alice".into()), ("ann".into(), "bob".into())]);
+}
+
+#[tokio::test]
+async fn a_host_uploads_only_what_happened_on_it() {
+    let cluster = Cluster::start().await;
+    let (mut node, ..) = cluster.member(11, SystemRole::Node).await;
+    assert!(error(node.upload_recording(tokio_stream::iter(chunks(&film(1, 12, "alice"), 0))).await).is(Code::AccessDenied));
+    let mut lying = film(1, 12, "alice");
+    lying.description = film(1, 11, "alice").description;
+    assert!(error(node.upload_recording(tokio_stream::iter(chunks(&lying, 0))).await).is(Code::RecordingBroken));
+    let mut damaged = film(2, 11, "alice");
+    damaged.bytes[5000] ^= 1;
+    assert!(error(node.upload_recording(tokio_stream::iter(chunks(&damaged, 0))).await).is(Code::RecordingBroken));
+}

@@ -1,0 +1,14 @@
+//! The Auth Service in process, over loopback TLS, with the client stubs of `wire::api`: whole flows and every refusal.
+//!
+//! Each test has its own cluster with its own clock; `fixture` starts it and makes clients for the administrator, members,
+//! users and strangers. Stores: memory, and SQLite where a restart matters.
+
+mod audit;
+mod birth;
+mod certs;
+mod documents;
+mod fixture;
+mod join;
+mod login;
+mod rights;
+mod watch;

@@ -1,0 +1,135 @@
+//! Lockgate against the OpenSSH of the same machine, in one run, interleaved: what `make bench` runs. Never part of tests.
+//!
+//! One cluster of three processes (Auth, Proxy, SSH Service), two `sshd` with certificates on both sides, everything on loopback.
+//! Contestants take turns within a round, so that a machine that slows down slows all of them; figures are medians of a round's
+//! commands, from process start to process end. `bench/RESULTS.md` is written anew from what this run measured and nothing else;
+//! why a figure is as it is stands in `bench/NOTES.md`, by hand. `QUICK=1` is a smaller run for work on one figure, printed and
+//! not written; `ONLY=setup,bulk` picks cases. Every process started here dies with this one.
+#![allow(
+    clippy::panic,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a bench: it fails by panicking, and prints its progress"
+)]
+
+mod clients;
+mod fleet;
+mod logins;
+mod measure;
+mod openssh;
+mod process;
+mod report;
+mod sessions;
+
+use harness::{Cluster, Person, Setup, binary, person::me};
+use openssh::OpenSsh;
+use report::Report;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+/// How much is done.
+#[derive(Clone, Copy, Debug)]
+struct Scale {
+    /// Sessions of each contestant, one after the other.
+    rounds: usize,
+    /// Sessions at once.
+    crowd: usize,
+    /// Bytes of one transfer, and how often each contestant carries them each way.
+    bulk: u64,
+    bulk_rounds: usize,
+    /// Logins in all, and clients that log in at once.
+    logins: usize,
+    clients: usize,
+    /// Hosts that join, and how many of them hold a tunnel.
+    hosts: usize,
+    tunnels: usize,
+    /// Runs of `tsh ls`, of `tsh version`.
+    listings: usize,
+    starts: usize,
+}
+
+const FULL: Scale = Scale {
+    rounds: 25,
+    crowd: 100,
+    bulk: 1 << 30,
+    bulk_rounds: 3,
+    logins: 300,
+    clients: 16,
+    hosts: 10_000,
+    tunnels: 2_000,
+    listings: 15,
+    starts: 40,
+};
+const QUICK: Scale = Scale { rounds: 7, crowd: 20, bulk: 256 << 20, bulk_rounds: 1, logins: 60, clients: 8, hosts: 1_000, tunnels: 500, listings: 7, starts: 10 };
+
+/// What every case works with.
+struct World {
+    scale: Scale,
+    cluster: Cluster,
+    alice: Person,
+    peer: OpenSsh,
+    runtime: tokio::runtime::Runtime,
+}
+
+fn main() {
+    // `cargo bench` passes `--bench`; `cargo test --benches` does not, and is not asked to measure.
+    if !std::env::args().any(|word| word == "--bench") {
+        return;
+    }
+    let quick = std::env::var_os("QUICK").is_some_and(|value| value != "0" && !value.is_empty());
+    let only = std::env::var("ONLY").unwrap_or_default();
+    let wanted = |case: &str| only.is_empty() || only.split(',').any(|word| word == case);
+    let began = Instant::now();
+    process::raise_open_files();
+
+    step("a cluster of three processes, and two sshd");
+    let program = binary::current();
+    // One measures releases and what will be one; whether this is a pre-release does not matter here.
+    let cluster = Cluster::with(Setup { name: "bench".into(), split: true, allow_prerelease: true, ..Setup::default() });
+    let alice = cluster.person("alice", &["access"], &[me()]);
+    let peer = OpenSsh::start(&cluster.home.join("openssh"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let world = World { scale: if quick { QUICK } else { FULL }, cluster, alice, peer, runtime };
+    let mut report = Report::new(program, quick);
+
+    type Case = fn(&World, &mut Report);
+    let cases: [(&str, Case); 7] = [
+        ("start", clients::start_up),
+        ("setup", sessions::set_up),
+        ("crowd", sessions::crowd),
+        ("bulk", sessions::bulk),
+        ("logins", logins::logins),
+        ("helper", clients::helper),
+        ("fleet", fleet::fleet),
+    ];
+    for (name, case) in cases {
+        if wanted(name) {
+            let start = Instant::now();
+            case(&world, &mut report);
+            step(&format!("{name} took {:.0} s", start.elapsed().as_secs_f64()));
+        }
+    }
+    report.took(began.elapsed());
+    let text = report.render();
+    let path = binary::root().join("bench/RESULTS.md");
+    if quick || !only.is_empty() {
+        println!("{text}");
+    } else {
+        fs::write(&path, &text).expect("write bench/RESULTS.md");
+        println!("{}", report.summary());
+        step(&format!("written to {}", path.display()));
+    }
+}
+
+/// One line of progress.
+fn step(text: &str) {
+    eprintln!("bench: {text}");
+}
+
+/// What one command may take before the bench gives up.
+const COMMAND: Duration = Duration::from_secs(120);
