@@ -137,7 +137,7 @@ async fn give_birth(store: &Arc<dyn Store>, config: &Config, version: &Version, 
 }
 
 fn named(name: &str) -> Result<Metadata, AuthError> {
-    ResourceName::new(name).map(|name| Metadata::named(name)).map_err(|error| AuthError::Store(error.to_string()))
+    ResourceName::new(name).map(Metadata::named).map_err(|error| AuthError::Store(error.to_string()))
 }
 
 fn preference(spec: AuthPreference, origin: &str) -> Result<Resource<AuthPreference>, AuthError> {

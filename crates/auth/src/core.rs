@@ -14,7 +14,13 @@ use crate::{
     recordings::{RecordingError, Recordings},
     vault::{Vault, VaultError},
 };
-use net::{clock::SharedClock, grpc::Peer, shutdown::Shutdown, task::Group};
+use net::{
+    clock::SharedClock,
+    grpc::Peer,
+    health::{Board, Health},
+    shutdown::Shutdown,
+    task::Group,
+};
 use rules::{Caller, Denied, RoleSet, access::CurrentUser, admission, lock};
 use std::{collections::BTreeSet, sync::Arc};
 use store::{
@@ -45,6 +51,7 @@ pub(crate) struct Core {
     pub(crate) repeats: Repeats,
     pub(crate) static_tokens: Vec<(BTreeSet<SystemRole>, Secret)>,
     pub(crate) notices: Notices,
+    pub(crate) health: Board,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) group: Group,
     pub(crate) shutdown: Shutdown,
@@ -181,13 +188,11 @@ impl Core {
 
     /// Who is it: a certificate that TLS accepted, still in force, of a user or member who is not locked out and whose
     /// version this cluster admits. Asked for each request, because connections outlive all of that.
-    pub(crate) fn identify(self: &Arc<Self>, peer: Option<Peer>) -> Result<Inner, (Option<Peer>, Fault)> {
-        let Some(peer) = peer else { return Err((None, Fault::Internal("a request without a peer".into()))) };
+    pub(crate) fn identify(self: &Arc<Self>, peer: Option<Peer>) -> Result<Inner, Fault> {
+        let peer = peer.ok_or_else(|| Fault::Internal("a request without a peer".into()))?;
         let now = self.now();
-        match self.who(&peer, now) {
-            Ok(who) => Ok(Inner { core: self.clone(), who, peer, now }),
-            Err(fault) => Err((Some(peer), fault)),
-        }
+        let who = self.who(&peer, now)?;
+        Ok(Inner { core: self.clone(), who, peer, now })
     }
 
     fn who(&self, peer: &Peer, now: Time) -> Result<Who, Fault> {
@@ -228,6 +233,9 @@ impl Core {
     pub(crate) async fn fault(&self, who: &str, peer: Option<&Peer>, method: &'static str, fault: Fault) -> Public {
         let public = self.shown(method, &fault);
         let addr = peer.map(|peer| peer.addr.to_string()).unwrap_or_default();
+        if public.is(Code::StoreFenced) {
+            self.health.set("auth", Health::Degraded("a newer Auth Service has taken over; stop this one".into()));
+        }
         let kind = match public.known() {
             Some(Code::VersionWindow | Code::VersionPrerelease | Code::VersionUnreadable) => EventKind::VersionRefused,
             _ if matches!(fault, Fault::Denied(_)) => EventKind::AccessDenied,

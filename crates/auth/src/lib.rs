@@ -102,6 +102,7 @@ pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
         repeats: limits::Repeats::new(Duration::from_secs(600)),
         static_tokens: config.static_tokens,
         notices: presence::Notices::default(),
+        health: world.health.clone(),
         metrics,
         group,
         shutdown: Shutdown::new(),

@@ -148,6 +148,11 @@ pub(crate) fn write_out(text: &str) -> Result<(), Public> {
     }
 }
 
+/// A time as a service wrote it, without the fraction of a second.
+pub(crate) fn seconds(time: &str) -> String {
+    time.parse::<types::Time>().map_or_else(|_| time.to_owned(), |at| at.whole_seconds().to_string())
+}
+
 /// `--debug` of the clients: what happens, on standard error.
 pub(crate) fn debug_log(wanted: bool) {
     if wanted {

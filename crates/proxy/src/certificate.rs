@@ -137,7 +137,11 @@ pub(crate) fn member_config(
 }
 
 /// TLS for the web. No certificate is asked for: browsers would show a dialogue.
-pub(crate) fn web_config(web: &Arc<WebCertificates>, authorities: &Swap<Authorities>, clock: &SharedClock) -> Result<Arc<ServerConfig>, TlsError> {
+pub(crate) fn web_config(
+    web: &Arc<WebCertificates>,
+    authorities: &Swap<Authorities>,
+    clock: &SharedClock,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let web = web.clone();
     let certificates = Certificates::by(move |asked| Some(web.choose(asked)));
     server_config(certificates, ClientAuth::None, authorities, &[alpn::HTTP], clock)

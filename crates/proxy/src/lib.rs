@@ -171,7 +171,8 @@ impl Proxy {
             (None, Some(addr)) => Some(listen(None, addr)?),
             (None, None) => None,
         };
-        let address = |listener: &TcpListener| listener.local_addr().map_err(|source| ProxyError::Listen { addr: config.listen_addr, source });
+        let address =
+            |listener: &TcpListener| listener.local_addr().map_err(|source| ProxyError::Listen { addr: config.listen_addr, source });
         let (web_addr, ssh_addr) = (address(&listener)?, ssh_listener.as_ref().map(address).transpose()?);
 
         let authorities = trust(&world.cache, &world.credentials).swap()?;
@@ -251,6 +252,13 @@ impl Proxy {
             }
         };
         tokio::join!(listener::run(listener, limits, shared.clone()), jump);
+        // No session is left. Agents were told; those that find another Proxy hang up here by themselves.
+        let mut tunnels = shared.tunnels.count();
+        tokio::select! {
+            () = own.stopping() => {}
+            _ = tunnels.wait_for(|left| *left == 0) => {}
+            () = tokio::time::sleep(LAST_DEADLINE) => {}
+        }
         own.stop();
         shared.background.join(LAST_DEADLINE).await;
         shared.record.flush(LAST_DEADLINE).await;

@@ -33,7 +33,8 @@ const AUTH_PROBATION: Duration = Duration::from_secs(35);
 /// How long one side may stay silent once the other has ended.
 const HALF_CLOSED: Duration = Duration::from_secs(60);
 /// What an SSH client is told: lines before the version string are shown to its user (RFC 4253, section 4.2).
-const TO_SSH: &[u8] = b"This port speaks TLS. For plain OpenSSH use the jump server (port 3023): ssh -J <user>@<proxy>:3023 <login>@<host>\r\n";
+const TO_SSH: &[u8] =
+    b"This port speaks TLS. For plain OpenSSH use the jump server (port 3023): ssh -J <user>@<proxy>:3023 <login>@<host>\r\n";
 
 /// Where a connection goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -81,7 +81,8 @@ impl Metrics {
             ("web", &self.web_connections),
             ("foreign", &self.foreign_connections),
         ];
-        let mut all: Vec<Sample> = kinds.map(|(kind, number)| sample("lockgate_proxy_connections_total", Some(("kind", kind.to_owned())), number.value())).into();
+        let mut all: Vec<Sample> =
+            kinds.map(|(kind, number)| sample("lockgate_proxy_connections_total", Some(("kind", kind.to_owned())), number.value())).into();
         all.push(sample("lockgate_proxy_sessions_total", None, self.sessions.value()));
         all.push(Sample { gauge: true, ..sample("lockgate_proxy_sessions_open", None, self.sessions_open.value()) });
         all.push(sample("lockgate_proxy_bytes_total", Some(("direction", "up".into())), self.bytes_up.value()));

@@ -63,6 +63,11 @@ impl Time {
         Duration::try_from(self.0 - earlier.0).unwrap_or(Duration::ZERO)
     }
 
+    /// Without the fraction of a second: for people, and for what they type.
+    #[must_use]
+    pub fn whole_seconds(self) -> Self {
+        Self::from_unix(self.unix())
+    }
     /// For crates that need the calendar (X.509 validity).
     pub fn to_offset(self) -> OffsetDateTime {
         self.0

@@ -69,7 +69,7 @@ impl Row {
             self.services.clone(),
             version,
             self.state.clone(),
-            self.last_seen.to_string(),
+            self.last_seen.whole_seconds().to_string(),
             upgrade,
         ]
     }

@@ -284,6 +284,7 @@ fn open(pty: Option<&Wanted>, account: &Account) -> Result<(Ends, Streams, Optio
     }
     let pipes = || -> io::Result<_> {
         let ((stdin_far, stdin), (stdout, stdout_far), (stderr, stderr_far)) = (io::pipe()?, io::pipe()?, io::pipe()?);
+        widen(&stdin);
         widen(&stdout);
         let ends = Ends::Pipes {
             stdin: pipe::Sender::from_owned_fd(OwnedFd::from(stdin))?,

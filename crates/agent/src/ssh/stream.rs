@@ -30,6 +30,8 @@ use tokio::{
 /// The most bytes read ahead while a write waits.
 const AHEAD: usize = 64 << 20;
 const PIECE: usize = 64 * 1024;
+/// Bytes read from the network at once.
+const FRONT: usize = 128 * 1024;
 /// Bytes that may wait for the one program of a connection before reading stops.
 const ONE: usize = 2 << 20;
 /// The same for a connection with several: one that reads slowly must not stop its neighbours.
@@ -158,6 +160,10 @@ pub(crate) struct Guarded<S> {
     /// Bytes of the front piece that were handed on.
     taken: usize,
     end: Option<io::Result<()>>,
+    /// russh reads each packet in two small steps: here are many at once. Older than what was read ahead.
+    front: Vec<u8>,
+    front_at: usize,
+    front_end: usize,
     /// Runs while reading is stopped.
     breath: Option<Pin<Box<Sleep>>>,
     /// Bytes that may be read although reading is stopped.
@@ -166,7 +172,19 @@ pub(crate) struct Guarded<S> {
 
 impl<S> Guarded<S> {
     pub(crate) fn new(stream: S, flow: Arc<Flow>) -> Self {
-        Self { stream, flow, ahead: VecDeque::new(), ahead_len: 0, taken: 0, end: None, breath: None, credit: 0 }
+        Self {
+            stream,
+            flow,
+            ahead: VecDeque::new(),
+            ahead_len: 0,
+            taken: 0,
+            end: None,
+            front: Vec::new(),
+            front_at: 0,
+            front_end: 0,
+            breath: None,
+            credit: 0,
+        }
     }
 }
 
@@ -240,18 +258,32 @@ impl<S: AsyncRead + Unpin> Guarded<S> {
     }
 
     fn poll_read_now(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self;
-        if this.hand_on(buffer) {
+        if self.front_at < self.front_end {
+            self.hand_on_front(buffer);
             return Poll::Ready(Ok(()));
         }
-        if let Some(end) = this.end.take() {
+        if self.hand_on(buffer) {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(end) = self.end.take() {
             return Poll::Ready(end);
         }
-        let result = Pin::new(&mut this.stream).poll_read(context, buffer);
-        if result.is_ready() {
-            this.flow.heard.send_replace(Instant::now());
+        if self.front.is_empty() {
+            self.front = vec![0; FRONT];
         }
-        result
+        let mut front = ReadBuf::new(&mut self.front);
+        std::task::ready!(Pin::new(&mut self.stream).poll_read(context, &mut front))?;
+        (self.front_at, self.front_end) = (0, front.filled().len());
+        self.flow.heard.send_replace(Instant::now());
+        self.hand_on_front(buffer);
+        Poll::Ready(Ok(()))
+    }
+
+    fn hand_on_front(&mut self, buffer: &mut ReadBuf<'_>) {
+        let rest = self.front.get(self.front_at..self.front_end).unwrap_or_default();
+        let part = rest.get(..rest.len().min(buffer.remaining())).unwrap_or_default();
+        buffer.put_slice(part);
+        self.front_at = self.front_at.saturating_add(part.len());
     }
 }
 

@@ -12,7 +12,12 @@ async fn tmp_bench() {
     let mut c = door.command("ssh");
     let f = std::fs::File::open("/dev/zero").unwrap();
     let _ = f;
-    let st = tokio::process::Command::new("sh").arg("-c").arg(format!("head -c 1073741824 /dev/zero | ssh -F {}/config node1 'cat >/dev/null'", door.files.path().display())).status().await.unwrap();
+    let st = tokio::process::Command::new("sh")
+        .arg("-c")
+        .arg(format!("head -c 1073741824 /dev/zero | ssh -F {}/config node1 'cat >/dev/null'", door.files.path().display()))
+        .status()
+        .await
+        .unwrap();
     println!("BENCH up: {:?} {st}", t.elapsed());
     let _ = &mut c;
 }

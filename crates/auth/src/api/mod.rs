@@ -53,9 +53,10 @@ impl Service {
         F: Future<Output = Result<R, Fault>> + Send + 'static,
     {
         count(&self.core.metrics.requests);
-        let call: Call = match self.core.identify(request.extensions().get::<Peer>().cloned()) {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let call: Call = match self.core.identify(peer.clone()) {
             Ok(call) => Arc::new(call),
-            Err((peer, fault)) => {
+            Err(fault) => {
                 let who = peer.as_ref().and_then(|peer| peer.identity.as_ref()).map(|identity| identity.display()).unwrap_or_default();
                 return Err(pb::to_status(&self.core.fault(&who, peer.as_ref(), method, fault).await));
             }

@@ -215,7 +215,7 @@ impl Watcher {
     /// A role, user or lock changed: a member must not be locked, a user must see exactly what he saw.
     fn still_allowed(&self) -> Result<(), End> {
         let again = || -> End { Public::new(Code::Unavailable, "rights have changed; watch again").into() };
-        let fresh = self.call.core.identify(Some(self.call.peer.clone())).map_err(|(_, fault)| match fault {
+        let fresh = self.call.core.identify(Some(self.call.peer.clone())).map_err(|fault| match fault {
             Fault::Denied(denied) => End::Refused(denied.public()),
             _ => again(),
         })?;

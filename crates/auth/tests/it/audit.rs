@@ -21,7 +21,7 @@ async fn a_member_reports_for_itself_only_and_never_what_only_auth_can_know() {
     let cluster = Cluster::start().await;
     let (mut node, ..) = cluster.member(11, SystemRole::Node).await;
     let start = event(EventKind::SessionStart, 1).with("user", "alice");
-    node.emit_events(emit(&[start.clone()])).await.unwrap();
+    node.emit_events(emit(std::slice::from_ref(&start))).await.unwrap();
     node.emit_events(emit(&[start])).await.unwrap();
     let seen = events(&cluster, "session.start").await;
     assert_eq!((seen.len(), seen[0].text("server_id"), seen[0].text("server_hostname")), (1, host_id(11).to_string().as_str(), "node11"));

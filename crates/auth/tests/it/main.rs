@@ -2,6 +2,7 @@
 //!
 //! Each test has its own cluster with its own clock; `fixture` starts it and makes clients for the administrator, members,
 //! users and strangers. Stores: memory, and SQLite where a restart matters.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
 
 mod audit;
 mod birth;

@@ -33,7 +33,7 @@ pub(crate) fn ls(global: &Global, filter: &Filter, format: Format) -> Outcome {
     let mut table = Table::new(&["Time (UTC)", "Code", "Event", "User", "Details"]);
     for event in &events {
         match serde_json::from_value::<Event>(event.clone()) {
-            Ok(event) => table.row([event.time.to_string(), event.code.clone(), event.event.clone(), event.text("user").to_owned(), details(&event)]),
+            Ok(event) => table.row([event.time.whole_seconds().to_string(), event.code.clone(), event.event.clone(), event.text("user").to_owned(), details(&event)]),
             Err(_) => table.row(["", "", "", "", "an event that cannot be read here"]),
         }
     }

@@ -54,7 +54,7 @@ pub(crate) fn sign(global: &Global, args: &SignArgs) -> Outcome {
     let whom = args.user.clone().unwrap_or_else(|| args.host.join(", "));
     let written = write(args, &connection.cluster, &key, &reply).could("write the certificates")?;
     let files = written.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
-    write_out(&format!("The certificates for {whom} are in {files}, valid until {}.\n", reply.expires)).could("print")?;
+    write_out(&format!("The certificates for {whom} are in {files}, valid until {}.\n", crate::output::seconds(&reply.expires))).could("print")?;
     Ok(ExitCode::SUCCESS)
 }
 

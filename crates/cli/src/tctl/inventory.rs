@@ -77,7 +77,7 @@ pub(crate) fn nodes(global: &Global, labels: Option<&str>, verbose: bool, format
         let address = if node.spec.use_tunnel { "⟵ tunnel".to_owned() } else { node.spec.addr.clone() };
         let mut cells = vec![node.spec.hostname.to_string(), node.name().to_string(), address, node.spec.version.to_string()];
         if verbose {
-            cells.push(node.metadata.expires.map_or_else(String::new, |at| at.to_string()));
+            cells.push(node.metadata.expires.map_or_else(String::new, |at| at.whole_seconds().to_string()));
         }
         cells.push(types::label::show_labels(&node.metadata.labels));
         table.row(cells);

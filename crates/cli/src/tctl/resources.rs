@@ -36,7 +36,7 @@ pub(crate) fn get(global: &Global, resources: &str, format: Option<Format>, verb
                 let mut cells = vec![document.kind.clone(), document.metadata.name.to_string()];
                 if verbose {
                     cells.push(document.metadata.revision.as_ref().map_or_else(String::new, |revision| revision.to_string()));
-                    cells.push(document.metadata.expires.map_or_else(String::new, |at| at.to_string()));
+                    cells.push(document.metadata.expires.map_or_else(String::new, |at| at.whole_seconds().to_string()));
                 }
                 cells.push(types::label::show_labels(&document.metadata.labels));
                 table.row(cells);

@@ -27,7 +27,7 @@ pub(crate) fn add(global: &Global, roles: &[String], value: Option<String>, labe
         })
         .could("make a token")?;
     if format != Format::Text {
-        let value = json!({"token": reply.token, "roles": roles, "expires": reply.expires, "ca_pins": ping.ca_pins, "proxy": proxy});
+        let value = json!({"token": reply.token, "roles": roles, "expires": crate::output::seconds(&reply.expires), "ca_pins": ping.ca_pins, "proxy": proxy});
         return show_value(format, &value).could("print the token").map(|()| ExitCode::SUCCESS);
     }
     let list = roles.iter().cloned().collect::<Vec<_>>().join(",");
@@ -39,7 +39,7 @@ pub(crate) fn add(global: &Global, roles: &[String], value: Option<String>, labe
     };
     write_out(&format!(
         "The token: {}\nIt is valid until {} and shown only now. On the new host run:\n\nlockgate start --roles={list} \\\n    --token={}{pins} \\\n    {server}\n",
-        reply.token, reply.expires, reply.token
+        reply.token, crate::output::seconds(&reply.expires), reply.token
     ))
     .could("print the token")?;
     Ok(ExitCode::SUCCESS)
@@ -53,7 +53,7 @@ pub(crate) fn ls(global: &Global, format: Format) -> Outcome {
     let mut table = Table::new(&["Token", "Type", "Labels", "Expiry Time (UTC)", "Name"]);
     for token in &tokens.items {
         let roles = token.spec.roles.iter().map(SystemRole::to_string).collect::<Vec<_>>().join(",");
-        let expires = token.metadata.expires.map_or_else(|| "never".into(), |at| format!("{at} ({} left)", Ttl(std::time::Duration::from_secs(at.since(now).as_secs()))));
+        let expires = token.metadata.expires.map_or_else(|| "never".into(), |at| format!("{} ({} left)", at.whole_seconds(), Ttl(std::time::Duration::from_secs(at.since(now).as_secs()))));
         table.row([format!("{}…", token.spec.hint), roles, types::label::show_labels(&token.spec.labels), expires, token.name().to_string()]);
     }
     let documents: Vec<_> = tokens.items.iter().map(Resource::to_document).collect();

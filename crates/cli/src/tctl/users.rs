@@ -96,7 +96,7 @@ struct Invite {
 async fn invite(api: &Api, user: &UserName, ttl: Ttl) -> Result<Invite, Public> {
     let reply = api.create_invite(wire::api::CreateInviteRequest { user: user.to_string(), ttl: ttl.0.as_secs() }).await?;
     let ping = api.ping().await?;
-    Ok(Invite { user: user.clone(), secret: reply.secret, expires: reply.expires, proxy: connect::proxy_address(api).await, pins: ping.ca_pins })
+    Ok(Invite { user: user.clone(), secret: reply.secret, expires: crate::output::seconds(&reply.expires), proxy: connect::proxy_address(api).await, pins: ping.ca_pins })
 }
 
 fn print_invite(invite: &Invite, first: &str, format: Format) -> Outcome {

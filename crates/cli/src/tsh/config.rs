@@ -48,12 +48,10 @@ fn command(program: &Path, home: Option<&Path>) -> Result<String, Public> {
 
 fn render(profile: &Profile, paths: &Paths, tsh: &str, port: u16) -> Result<String, Public> {
     let (cluster, proxy) = (&profile.cluster, &profile.web_proxy_addr);
-    let host = proxy.host();
-    let jump = match profile.ssh_proxy_addr.as_deref() {
-        Some(address) => {
-            format!("# Without tsh, through the Proxy's jump server:\n#   ssh -J {}@{address} <login>@<host>.{cluster}\n", profile.user)
-        }
-        None => String::new(),
+    let jump = profile.ssh_proxy_addr.as_deref().and_then(|address| address.rsplit_once(':'));
+    let (names, jump) = match jump {
+        Some((host, port)) => (format!("*.{cluster} {cluster}-jump"), jump_block(profile, host.trim_matches(['[', ']']), port)),
+        None => (format!("*.{cluster}"), String::new()),
     };
     Ok(format!(
         "# Begin Lockgate configuration for {cluster} at {proxy}
@@ -63,9 +61,9 @@ fn render(profile: &Profile, paths: &Paths, tsh: &str, port: u16) -> Result<Stri
 #   scp file <login>@<host>.{cluster}:
 #   git clone ssh://<login>@<host>.{cluster}/srv/repository.git
 #   rsync -e ssh -a directory <login>@<host>.{cluster}:
-{jump}
-# All hosts of {cluster}, and its Proxy
-Host *.{cluster} {host}
+
+# All hosts of {cluster}
+Host {names}
     UserKnownHostsFile {known_hosts}
     IdentityFile {key}
     CertificateFile {certificate}
@@ -74,15 +72,29 @@ Host *.{cluster} {host}
     HostKeyAlgorithms ssh-ed25519-cert-v01@openssh.com,ecdsa-sha2-nistp256-cert-v01@openssh.com
 
 # The hosts, through tsh
-Host *.{cluster} !{host}
+Host *.{cluster}
     Port {port}
     ProxyCommand {tsh} proxy ssh --cluster={cluster} --proxy={proxy} %r@%h:%p
-# End Lockgate configuration for {cluster}
+{jump}# End Lockgate configuration for {cluster}
 ",
         known_hosts = ssh_word(&paths.known_hosts)?,
         key = ssh_word(&paths.key)?,
         certificate = ssh_word(&paths.ssh_certificate)?,
     ))
+}
+
+/// The Proxy's jump server under a name of its own: the Proxy's name stays free for the administrator of that machine.
+fn jump_block(profile: &Profile, host: &str, port: &str) -> String {
+    let (cluster, user) = (&profile.cluster, &profile.user);
+    format!(
+        "
+# Without tsh, through the Proxy's jump server:  ssh -J {cluster}-jump <login>@<host>.{cluster}
+Host {cluster}-jump
+    HostName {host}
+    Port {port}
+    User {user}
+"
+    )
 }
 
 fn text(path: &Path) -> Result<&str, Public> {
@@ -132,15 +144,19 @@ mod tests {
     fn the_configuration_sends_every_host_of_the_cluster_through_tsh() {
         let (home, profile) = (Home::at("/home/alice/.tsh"), profile());
         let text = render(&profile, &home.paths(&profile), &command(Path::new("/usr/bin/tsh"), None).unwrap(), 3022).unwrap();
+        assert!(!text.contains("Host proxy"), "the Proxy's own name is the administrator's");
         for line in [
-            "Host *.demo proxy.example.com",
+            "Host *.demo demo-jump",
             "    UserKnownHostsFile \"/home/alice/.tsh/known_hosts\"",
             "    IdentityFile \"/home/alice/.tsh/keys/proxy.example.com/alice\"",
             "    CertificateFile \"/home/alice/.tsh/keys/proxy.example.com/alice-ssh/demo-cert.pub\"",
-            "Host *.demo !proxy.example.com",
+            "Host *.demo",
             "    Port 3022",
             "    ProxyCommand \"/usr/bin/tsh\" proxy ssh --cluster=demo --proxy=proxy.example.com:3080 %r@%h:%p",
-            "#   ssh -J alice@proxy.example.com:3023 <login>@<host>.demo",
+            "Host demo-jump",
+            "    HostName proxy.example.com",
+            "    Port 3023",
+            "    User alice",
         ] {
             assert!(text.lines().any(|found| found == line), "{line:?} is missing in\n{text}");
         }

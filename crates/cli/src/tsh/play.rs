@@ -33,7 +33,7 @@ pub(crate) fn recordings(global: &Global, window: &Window, format: Format) -> Ou
     let list = session.run(session.api().recordings(&text(from), &text(to), window.limit)).could("list the recordings")?;
     let mut table = Table::new(&["ID", "Type", "Participants", "Hostname", "Timestamp"]);
     for one in &list {
-        table.row([one.session.to_string(), one.kind.clone(), one.user.clone(), one.hostname.clone(), one.started.to_string()]);
+        table.row([one.session.to_string(), one.kind.clone(), one.user.clone(), one.hostname.clone(), one.started.whole_seconds().to_string()]);
     }
     show(format, &table, "No recordings.", &list).could("print the recordings")?;
     Ok(ExitCode::SUCCESS)

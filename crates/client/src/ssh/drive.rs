@@ -183,19 +183,10 @@ where
                     stdout.flush().await.map_err(SshError::Output)?;
                     stderr.flush().await.map_err(SshError::Output)?;
                 }
-                let deadline = async {
-                    match (asked.is_empty(), &exit, eof) {
-                        (false, _, _) => tokio::time::sleep_until(answer_by.unwrap_or_else(Instant::now)).await,
-                        (true, Some(_), true) => tokio::time::sleep(CLOSE_DEADLINE).await,
-                        (true, _, _) => pending().await,
-                    }
-                };
+                let over = exit.is_some() && eof;
                 tokio::select! {
                     message = read.wait() => message,
-                    () = deadline => match exit {
-                        Some(exit) => return Ok(exit),
-                        None => return Err(SshError::Timeout("request")),
-                    },
+                    () = overdue(!asked.is_empty(), over, answer_by) => return exit.ok_or(SshError::Timeout("request")),
                 }
             }
         };
@@ -229,6 +220,15 @@ where
     stdout.flush().await.map_err(SshError::Output)?;
     stderr.flush().await.map_err(SshError::Output)?;
     exit.ok_or_else(|| session.ended())
+}
+
+/// Comes when the host should have answered a request, or closed a channel that has nothing more to say.
+async fn overdue(asked: bool, over: bool, answer_by: Option<Instant>) {
+    match (asked, over) {
+        (true, _) => tokio::time::sleep_until(answer_by.unwrap_or_else(Instant::now)).await,
+        (false, true) => tokio::time::sleep(CLOSE_DEADLINE).await,
+        (false, false) => pending().await,
+    }
 }
 
 fn signal(signal: &Sig) -> String {

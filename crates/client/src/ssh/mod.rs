@@ -9,6 +9,8 @@ mod drive;
 mod elastic;
 pub mod forward;
 mod host;
+#[cfg(test)]
+mod peer;
 
 pub use drive::{Control, Exit, Pty, Request, Streams};
 pub use host::{ExpectedHost, HostCheckError};

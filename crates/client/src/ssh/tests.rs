@@ -1,15 +1,13 @@
 //! Sessions against a server that behaves, and against some that do not.
 
-mod server;
-
-use super::{host::HostCheckError, *};
+use super::{host::HostCheckError, peer::Server, *};
 use crate::{
     keys::KeyPair,
     testing::{Cluster, HOUR},
 };
 use net::clock::ManualClock;
 use russh::keys::{PublicKey, ssh_key::certificate::CertType};
-use server::Server;
+
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     sync::mpsc,

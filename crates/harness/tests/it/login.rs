@@ -152,19 +152,25 @@ fn a_second_factor_is_set_with_the_invitation_and_asked_for_at_every_login() {
     let shown = crate::talk::web_get(&cluster, &format!("/webapi/invite/{secret}"));
     assert_eq!(shown.0, 200, "{}", shown.1);
     let otp_url = serde_json::from_str::<serde_json::Value>(&shown.1).unwrap()["otp_url"].as_str().unwrap().to_owned();
-    let code = |steps: i64| otp_code(&otp_url, steps);
-    let accept = |otp: &str| {
-        alice.tsh(["login"]).args(alice.where_to()).arg(format!("--invite={}", alice.invite)).env("LOCKGATE_PASSWORD_FILE", alice.password_file(&alice.password)).env("LOCKGATE_OTP", otp).go()
-    };
-    accept("000000").refused();
-    accept(&code(0)).ok();
-    // A code works once, so the next login needs the code of a later step: the neighbours are accepted.
-    alice.tsh(["logout"]).go();
-    let login = |otp: &str| alice.login().env("LOCKGATE_OTP", otp).go();
-    login("000000").fails(1, "LG-LOGIN-001");
-    login(&code(-1)).refused();
-    until_ok(Duration::from_secs(65), || alice.login().env("LOCKGATE_OTP", code(1)));
+    let kept = alice.home.with_extension("otp");
+    let accept = alice.tsh(["login"]).args(alice.where_to()).arg(format!("--invite={}", alice.invite)).env("LOCKGATE_PASSWORD_FILE", alice.password_file(&alice.password));
+    // The code after the one that accepted the invitation logs in at once.
+    accept.env("LOCKGATE_OTP_SECRET_FILE", &kept).go().ok();
     alice.tsh(["status"]).go().ok();
+    assert!(otp_url.contains(fs::read_to_string(&kept).unwrap().trim()), "the secret of the link is the one that was kept");
+    alice.tsh(["logout"]).go().ok();
+    let login = |otp: &str| alice.login().env("LOCKGATE_OTP", otp);
+    login("000000").go().fails(1, "LG-LOGIN-001");
+    let wrong = alice.login_with("not this one").env("LOCKGATE_OTP", otp_code(&otp_url, 1)).go();
+    wrong.fails(1, "LG-LOGIN-001");
+    // By a code that is computed here: the first that was not used yet, from a later step on.
+    let mut used = String::new();
+    until_ok(Duration::from_secs(65), || {
+        used = otp_code(&otp_url, 1);
+        pause_after_refusals(&used);
+        login(&used)
+    });
+    login(&used).go().fails(1, "LG-LOGIN-001");
 }
 
 /// The code of an `otpauth://` link, so many steps from now (RFC 6238).

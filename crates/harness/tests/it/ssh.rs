@@ -100,22 +100,24 @@ fn a_half_closed_input_still_gets_its_answer() {
 }
 
 /// A stream that is the same each time and does not compress.
-const NOISE: &str = "openssl enc -aes-128-ctr -nosalt -K 000102030405060708090a0b0c0d0e0f -iv 00000000000000000000000000000000 -in /dev/zero 2>/dev/null | head -c";
+fn noise(bytes: u64) -> String {
+    format!("head -c {bytes} /dev/zero | openssl enc -aes-128-ctr -nosalt -K 000102030405060708090a0b0c0d0e0f -iv 00000000000000000000000000000000")
+}
 
 #[test]
 fn a_gibibyte_arrives_whole_both_ways() {
     let alice = shared().person("ssh-bulk", &["access"], &[me()]);
     let target = format!("{}@node1", me());
-    let bytes: u64 = 1 << 30;
+    let noise = noise(1 << 30);
     let shell = |script: String| Run::new("bash").arg("-o").arg("pipefail").arg("-c").arg(script).arg("sh").env("LOCKGATE_HOME", &alice.home).deadline(Duration::from_secs(300));
     let program = harness::binary::current().display();
     let tsh = format!("{program} tsh ssh {target}");
-    let expected = shell(format!("{NOISE} {bytes} | sha256sum")).go().text();
+    let expected = shell(format!("{noise} | sha256sum")).go().text();
     let up = std::time::Instant::now();
-    let sent = shell(format!("{NOISE} {bytes} | {tsh} sha256sum")).go().ok();
+    let sent = shell(format!("{noise} | {tsh} sha256sum")).go().ok();
     assert_eq!(sent, expected, "upwards");
     let down = std::time::Instant::now();
-    let fetched = shell(format!("{tsh} '{NOISE} {bytes}' | sha256sum")).go();
+    let fetched = shell(format!("{tsh} '{noise}' | sha256sum")).go();
     assert_eq!(fetched.text(), expected, "downwards");
     eprintln!("1 GiB up in {:?}, down in {:?}", down - up, down.elapsed());
 }
@@ -272,7 +274,8 @@ fn sessions_open_while_the_auth_service_is_away() {
 #[test]
 fn attack_row_19_a_session_sees_its_own_environment_and_none_of_the_service() {
     let alice = shared().person("ssh-env", &["access"], &[me()]);
-    let out = alice.ssh(&format!("{}@node1", me()), "env").env("LD_PRELOAD", "/nowhere.so").env("SECRET_OF_MINE", "x").go();
+    // What the shell was given, before its own start files.
+    let out = alice.ssh(&format!("{}@node1", me()), r"tr '\0' '\n' </proc/$$/environ").env("LD_PRELOAD", "/nowhere.so").env("SECRET_OF_MINE", "x").go();
     let names: BTreeSet<String> = out.text().lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name.to_owned()).collect();
     assert!(names.contains("LOCKGATE_SESSION") && names.contains("HOME"), "{out}");
     let known = ["HOME", "USER", "LOGNAME", "SHELL", "PATH", "PWD", "SHLVL", "_", "TERM", "LANG", "OLDPWD", "MAIL"];

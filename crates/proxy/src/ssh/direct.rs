@@ -55,8 +55,14 @@ impl Direct {
     }
 
     pub(crate) async fn open(&self, hello: &Hello, host: &rules::permit::Dial, visitor: &Visitor) -> Result<IoStream, Public> {
-        let offline = || Public::new(Code::NodeOffline, "the host is registered but does not answer").hint("check that its agent runs: lockgate status");
-        let addr = host.addr.parse::<SocketAddr>().ok().filter(|addr| !addr.ip().is_unspecified() && !addr.ip().is_multicast() && addr.port() != 0);
+        let offline = || {
+            Public::new(Code::NodeOffline, "the host is registered but does not answer").hint("check that its agent runs: lockgate status")
+        };
+        let addr = host
+            .addr
+            .parse::<SocketAddr>()
+            .ok()
+            .filter(|addr| !addr.ip().is_unspecified() && !addr.ip().is_multicast() && addr.port() != 0);
         let Some(addr) = addr else {
             tracing::warn!(host = %host.host, addr = %host.addr, "the address of a host is not one that can be dialled");
             return Err(offline());

@@ -76,7 +76,14 @@ async fn serve(shared: Arc<Shared>, conn: Conn) {
         return;
     };
     let Ok(leash) = Leash::of(&stream) else { return };
-    let visit = Visit { shared: shared.clone(), peer, place: permit, entered: None, slots: Arc::new(Semaphore::new(MAX_CHANNELS)), group: Group::new("jump") };
+    let visit = Visit {
+        shared: shared.clone(),
+        peer,
+        place: permit,
+        entered: None,
+        slots: Arc::new(Semaphore::new(MAX_CHANNELS)),
+        group: Group::new("jump"),
+    };
     match server::run_stream(config, stream, visit).await {
         Ok(running) => {
             tokio::select! {
@@ -103,7 +110,11 @@ fn config(shared: &Shared) -> Option<Arc<server::Config>> {
         window_size: WINDOW,
         maximum_packet_size: PACKET,
         channel_buffer_size: WAITING,
-        preferred: Preferred { cipher: Cow::Borrowed(if has_aes() { FAST } else { ANY }), compression: Cow::Borrowed(&[russh::compression::NONE]), ..Preferred::default() },
+        preferred: Preferred {
+            cipher: Cow::Borrowed(if has_aes() { FAST } else { ANY }),
+            compression: Cow::Borrowed(&[russh::compression::NONE]),
+            ..Preferred::default()
+        },
         inactivity_timeout: None,
         keepalive_interval: Some(Duration::from_secs(60)),
         keepalive_max: 3,
@@ -125,7 +136,11 @@ fn has_aes() -> bool {
 fn identify(shared: &Shared, certificate: &Certificate, peer: SocketAddr) -> Result<(UserIdentity, Rights), Denied> {
     let trust = shared.trust();
     let blob = |key: &PublicKey| PlainKey::from_blob(&key.to_bytes().ok()?).ok();
-    let trusted = Trust { cluster: trust.cluster.clone(), user_keys: trust.user_ssh.iter().filter_map(blob).collect(), host_keys: trust.host_ssh.iter().filter_map(blob).collect() };
+    let trusted = Trust {
+        cluster: trust.cluster.clone(),
+        user_keys: trust.user_ssh.iter().filter_map(blob).collect(),
+        host_keys: trust.host_ssh.iter().filter_map(blob).collect(),
+    };
     let enter: Permit<Enter> = accept_user(&facts(certificate)?, &trusted, Some(peer.ip()), shared.clock.now())?;
     let rights = Rights::jump(&enter);
     match enter.into_facts().identity {
@@ -254,7 +269,14 @@ impl Handler for Visit {
         self.refuse(Kind::Session, reply).await;
         Ok(())
     }
-    async fn channel_open_x11(&mut self, _: Channel<Msg>, _: &str, _: u32, reply: ChannelOpenHandle, _: &mut Session) -> Result<(), Self::Error> {
+    async fn channel_open_x11(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
         self.refuse(Kind::X11, reply).await;
         Ok(())
     }
@@ -271,7 +293,13 @@ impl Handler for Visit {
         self.refuse(Kind::ForwardedTcpip, reply).await;
         Ok(())
     }
-    async fn channel_open_direct_streamlocal(&mut self, _: Channel<Msg>, _: &str, reply: ChannelOpenHandle, _: &mut Session) -> Result<(), Self::Error> {
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
         self.refuse(Kind::DirectStreamlocal, reply).await;
         Ok(())
     }
@@ -289,7 +317,15 @@ impl Handler for Visit {
     ) -> Result<(), Self::Error> {
         self.answer(channel, Request::PtyReq, session)
     }
-    async fn x11_request(&mut self, channel: ChannelId, _: bool, _: &str, _: &str, _: u32, session: &mut Session) -> Result<(), Self::Error> {
+    async fn x11_request(
+        &mut self,
+        channel: ChannelId,
+        _: bool,
+        _: &str,
+        _: &str,
+        _: u32,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
         self.answer(channel, Request::X11Req, session)
     }
     async fn env_request(&mut self, channel: ChannelId, name: &str, _: &str, session: &mut Session) -> Result<(), Self::Error> {
@@ -304,7 +340,15 @@ impl Handler for Visit {
     async fn subsystem_request(&mut self, channel: ChannelId, name: &str, session: &mut Session) -> Result<(), Self::Error> {
         self.answer(channel, Request::subsystem(name), session)
     }
-    async fn window_change_request(&mut self, channel: ChannelId, _: u32, _: u32, _: u32, _: u32, session: &mut Session) -> Result<(), Self::Error> {
+    async fn window_change_request(
+        &mut self,
+        channel: ChannelId,
+        _: u32,
+        _: u32,
+        _: u32,
+        _: u32,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
         self.answer(channel, Request::WindowChange, session)
     }
     async fn signal(&mut self, _: ChannelId, _: Sig, _: &mut Session) -> Result<(), Self::Error> {

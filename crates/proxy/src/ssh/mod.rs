@@ -13,10 +13,7 @@ use net::{
     IoStream,
     copy::{self, splice},
 };
-use rules::{
-    CurrentUser, Denied, Permit, RoleSet, access, lock,
-    permit::Dial,
-};
+use rules::{CurrentUser, Denied, Permit, RoleSet, access, lock, permit::Dial};
 use std::{net::SocketAddr, time::Duration};
 use types::{Code, Public, Resource, ResourceName, UserIdentity, kind::Node};
 

@@ -87,8 +87,8 @@ pub(crate) async fn serve_control(stream: IoStream, mut link: Link, tunnels: Tun
     let mut reader = frame::Reader::new(reading);
     loop {
         tokio::select! {
+            // What is queued is written first: an agent hears of the end before it comes.
             biased;
-            () = shutdown.stopping() => break,
             order = link.orders.recv() => match order {
                 Some(message) => if write(&mut writing, &message).await.is_err() { break },
                 // Hung up by the registry; everything before was written.
@@ -97,6 +97,7 @@ pub(crate) async fn serve_control(stream: IoStream, mut link: Link, tunnels: Tun
                     break;
                 }
             },
+            () = shutdown.stopping() => break,
             frame = reader.next(SILENCE) => {
                 let Ok(payload) = frame else { break };
                 if !hear(&payload, &link, &tunnels).await { break }

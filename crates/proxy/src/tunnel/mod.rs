@@ -67,7 +67,16 @@ impl Tunnels {
     pub(crate) fn start(group: &Group, proxy_id: HostId, shutdown: Shutdown) -> Self {
         let (commands, inbox) = mpsc::channel(QUEUE);
         let (counter, count) = watch::channel(0);
-        let owner = Owner { registry: Registry::default(), proxy_id, begun: Instant::now(), next: 0, links: HashMap::new(), streams: HashMap::new(), waits: HashMap::new(), counter };
+        let owner = Owner {
+            registry: Registry::default(),
+            proxy_id,
+            begun: Instant::now(),
+            next: 0,
+            links: HashMap::new(),
+            streams: HashMap::new(),
+            waits: HashMap::new(),
+            counter,
+        };
         group.spawn("tunnels", owner.run(inbox, shutdown));
         Self { commands, count }
     }

@@ -69,10 +69,17 @@ pub(crate) enum Output {
     Send(LinkId, ToAgent),
     HangUp(LinkId),
     /// The session gets this connection. `spare`: the agent waits for `Start` on it.
-    Give { wait: WaitId, stream: StreamId, spare: bool },
+    Give {
+        wait: WaitId,
+        stream: StreamId,
+        spare: bool,
+    },
     Fail(WaitId, Public),
     /// The data connection is of no use; `misuse` when its ticket was not valid.
-    Drop { stream: StreamId, misuse: bool },
+    Drop {
+        stream: StreamId,
+        misuse: bool,
+    },
 }
 
 struct Host {
@@ -215,7 +222,10 @@ impl Registry {
         host.used = now;
         if host.spares.is_empty() {
             if waiting >= MAX_WAITING {
-                out.push(Output::Fail(wait, Public::new(Code::AccessLimit, "too many sessions wait for this host").hint("try again in a moment")));
+                out.push(Output::Fail(
+                    wait,
+                    Public::new(Code::AccessLimit, "too many sessions wait for this host").hint("try again in a moment"),
+                ));
                 return;
             }
             out.push(Output::Send(host.link, ToAgent::Open { ticket: ticket.clone(), client_addr }));

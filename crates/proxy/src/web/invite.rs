@@ -35,12 +35,17 @@ pub(super) async fn show(State(shared): State<Arc<Shared>>, Path(secret): Path<S
 }
 
 /// `POST /webapi/invite/{secret}`
-pub(super) async fn accept(State(shared): State<Arc<Shared>>, Path(secret): Path<String>, request: Request) -> Result<Json<Value>, Failure> {
+pub(super) async fn accept(
+    State(shared): State<Arc<Shared>>,
+    Path(secret): Path<String>,
+    request: Request,
+) -> Result<Json<Value>, Failure> {
     let source = source(&request)?;
     let body = body(request).await?;
     shared.attempts.take(source)?;
     // Serde's message may quote the password.
-    let answer = serde_json::from_slice::<Answer>(&body).map_err(|_| Public::new(Code::Malformed, "the answer to the invitation cannot be read; it has \"password\" and \"otp\""))?;
+    let answer = serde_json::from_slice::<Answer>(&body)
+        .map_err(|_| Public::new(Code::Malformed, "the answer to the invitation cannot be read; it has \"password\" and \"otp\""))?;
     carry(&shared, &secret, answer, source.to_string()).await?;
     Ok(Json(json!({})))
 }
@@ -104,7 +109,8 @@ async fn carry(shared: &Shared, secret: &str, answer: Answer, client_addr: Strin
 /// What cannot be an invitation's secret does not travel further.
 fn well_formed(secret: &str) -> Result<String, Public> {
     let fits = (8..=256).contains(&secret.len()) && secret.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
-    let error = || Public::new(Code::InviteInvalid, "the invitation is unknown, used or expired").hint("ask an administrator for a new one");
+    let error =
+        || Public::new(Code::InviteInvalid, "the invitation is unknown, used or expired").hint("ask an administrator for a new one");
     if fits { Ok(secret.to_owned()) } else { Err(error()) }
 }
 

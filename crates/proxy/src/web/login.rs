@@ -3,7 +3,10 @@
 
 use super::{Failure, body, source};
 use crate::Shared;
-use axum::{Json, extract::{Request, State}};
+use axum::{
+    Json,
+    extract::{Request, State},
+};
 use data_encoding::BASE64;
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -81,7 +81,9 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/webapi/invite/{secret}", get(invite::show).post(invite::accept))
         .route("/web/invite/{secret}", get(invite::page).post(invite::page_accept))
         .fallback(|| async { Failure(Public::new(Code::NotFound, "there is nothing at this address")) })
-        .method_not_allowed_fallback(|| async { (StatusCode::METHOD_NOT_ALLOWED, Failure(Public::new(Code::Usage, "this method is not for this address"))) })
+        .method_not_allowed_fallback(|| async {
+            (StatusCode::METHOD_NOT_ALLOWED, Failure(Public::new(Code::Usage, "this method is not for this address")))
+        })
         .layer(from_fn_with_state(shared.clone(), guard))
         .with_state(shared)
 }
@@ -153,7 +155,9 @@ struct Refused {
 /// Rule G4 over HTTP. A browser or `curl` sends no version; only a login needs one, since its caller is always `tsh`.
 fn judge(shared: &Shared, headers: &HeaderMap, required: bool) -> Result<(), Box<Refused>> {
     let Some(value) = headers.get(HEADER) else {
-        let missing = || Public::new(Code::VersionUnreadable, "the request names no version").hint("log in with tsh of this release or the one before");
+        let missing = || {
+            Public::new(Code::VersionUnreadable, "the request names no version").hint("log in with tsh of this release or the one before")
+        };
         return if required { Err(Box::new(Refused { error: missing(), peer: None })) } else { Ok(()) };
     };
     // What cannot be read is judged as a peer without a version.
@@ -168,7 +172,10 @@ fn judge(shared: &Shared, headers: &HeaderMap, required: bool) -> Result<(), Box
 /// otherwise lock people out of a cluster that they reach by the same name later.
 fn protect(headers: &mut HeaderMap, given: bool) {
     const FIXED: [(HeaderName, &str); 8] = [
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+        ),
         (header::X_FRAME_OPTIONS, "DENY"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
@@ -221,10 +228,16 @@ fn status(error: &Public) -> StatusCode {
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::AlreadyExists | Code::Conflict => StatusCode::CONFLICT,
         Code::Timeout => StatusCode::GATEWAY_TIMEOUT,
-        Code::Unavailable | Code::Unreachable | Code::NodeOffline | Code::StoreFenced | Code::StoreBroken => StatusCode::SERVICE_UNAVAILABLE,
-        Code::Certificate => StatusCode::BAD_GATEWAY,
-        Code::VersionSkip | Code::VersionDowngrade | Code::Config | Code::StoreForeign | Code::AuditBroken | Code::RecordingBroken | Code::Internal => {
-            StatusCode::INTERNAL_SERVER_ERROR
+        Code::Unavailable | Code::Unreachable | Code::NodeOffline | Code::StoreFenced | Code::StoreBroken => {
+            StatusCode::SERVICE_UNAVAILABLE
         }
+        Code::Certificate => StatusCode::BAD_GATEWAY,
+        Code::VersionSkip
+        | Code::VersionDowngrade
+        | Code::Config
+        | Code::StoreForeign
+        | Code::AuditBroken
+        | Code::RecordingBroken
+        | Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -119,7 +119,12 @@ mod tests {
     #[test]
     fn an_invitation_shows_the_code_as_a_picture_and_as_text() {
         let html = invite("alice", "2026-11-22T18:00:00Z", "otpauth://totp/Lockgate:alice?secret=JBSWY3DPEHPK3PXP&issuer=Lockgate", None);
-        assert!(html.contains("<svg ") && !html.contains("<?xml") && html.contains("<code>JBSWY3DPEHPK3PXP</code>") && html.contains("name=\"otp\""));
+        assert!(
+            html.contains("<svg ")
+                && !html.contains("<?xml")
+                && html.contains("<code>JBSWY3DPEHPK3PXP</code>")
+                && html.contains("name=\"otp\"")
+        );
         assert!(!html.contains("style=") && !html.contains("<img") && !html.contains("javascript"));
         let without = invite("alice", "x", "", None);
         assert!(!without.contains("<svg") && !without.contains("name=\"otp\""));

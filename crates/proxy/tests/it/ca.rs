@@ -1,7 +1,9 @@
 //! A cluster's authorities, and certificates for whoever a test needs.
 
 use client::{credentials::UserCredentials, host::HostCredentials, keys::KeyPair, trust::ClusterTrust};
-use rcgen::{BasicConstraints, CertificateParams, CustomExtension, IsCa, Issuer, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SubjectPublicKeyInfo};
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, IsCa, Issuer, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SubjectPublicKeyInfo,
+};
 use russh::keys::{
     Certificate, PrivateKey, PublicKey,
     ssh_key::certificate::{Builder, CertType},
@@ -12,8 +14,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 use types::{
-    ClusterName, Document, Extra, HostId, HostIdentity, Identity, Login, Metadata, NodeName, Resource, ResourceName, SystemRole, Time, UserIdentity,
-    UserName,
+    ClusterName, Document, Extra, HostId, HostIdentity, Identity, Login, Metadata, NodeName, Resource, ResourceName, SystemRole, Time,
+    UserIdentity, UserName,
     kind::{CaKey, CertAuthority},
 };
 use wire::{api as pb, identity, sni};

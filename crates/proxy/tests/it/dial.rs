@@ -151,14 +151,22 @@ async fn attack_row_13_no_peer_supplied_address_is_dialled() {
     }
     // What is no name or id is no target: the frame is refused whole.
     let port = trap.local_addr().unwrap();
-    for raw in [format!(r#"{{"target":{{"name":"{port}"}}}}"#), format!(r#"{{"target":{{"addr":"{port}"}}}}"#), format!(r#"{{"target":{{"name":"node1"}},"addr":"{port}","cluster":"evil"}}"#)] {
+    for raw in [
+        format!(r#"{{"target":{{"name":"{port}"}}}}"#),
+        format!(r#"{{"target":{{"addr":"{port}"}}}}"#),
+        format!(r#"{{"target":{{"name":"node1"}},"addr":"{port}","cluster":"evil"}}"#),
+    ] {
         let mut stream = rig.greet(&bob.tls, alpn::SSH, &Hello::ours(&version(), "tsh")).await.unwrap();
         write_frame(&mut stream, raw.as_bytes(), SOON).await.unwrap();
         let answer: Dialed = decode(&read_frame(&mut stream, SOON).await.unwrap()).unwrap();
         assert!(matches!(answer, Dialed::Refused(error) if error.is(Code::Malformed) || error.is(Code::NodeUnknown)), "{raw}");
     }
     // A registered host whose address is not digits, or whose listener is not that host, is not reached.
-    rig.cache.put([node(7, "named", "", &format!("localhost:{}", port.port())), node(8, "impostor", "", &port.to_string()), node(9, "nowhere", "", "0.0.0.0:22")]);
+    rig.cache.put([
+        node(7, "named", "", &format!("localhost:{}", port.port())),
+        node(8, "impostor", "", &port.to_string()),
+        node(9, "nowhere", "", "0.0.0.0:22"),
+    ]);
     let other = Cluster::new("example").member(id(8), "impostor", SystemRole::Node, &[]);
     assert!(rig.dial(&bob, "named").await.unwrap_err().is(Code::NodeOffline));
     assert!(rig.dial(&bob, "nowhere").await.unwrap_err().is(Code::NodeOffline));
@@ -168,7 +176,12 @@ async fn attack_row_13_no_peer_supplied_address_is_dialled() {
 }
 
 /// A host that listens itself.
-async fn direct_host(listener: Arc<tokio::net::TcpListener>, credentials: client::host::HostCredentials, clock: net::clock::SharedClock, group: Group) {
+async fn direct_host(
+    listener: Arc<tokio::net::TcpListener>,
+    credentials: client::host::HostCredentials,
+    clock: net::clock::SharedClock,
+    group: Group,
+) {
     let authorities = credentials.trust.swap().unwrap();
     let config = server_config(Certificates::fixed(&credentials.tls), ClientAuth::Required, &authorities, &[alpn::SSH], &clock).unwrap();
     while let Ok((tcp, _)) = listener.accept().await {
@@ -320,7 +333,9 @@ async fn g4_every_door_judges_versions_and_tells_the_cure() {
             let answer: wire::hello::Answer = wire::hello::decode(&read_frame(&mut stream, SOON).await.unwrap()).unwrap();
             match (answer.verdict, want) {
                 (wire::hello::Verdict::Accept, None) => {}
-                (wire::hello::Verdict::Refuse(error), Some(code)) => assert!(error.is(code) && error.hint.is_some(), "{version}: {error:?}"),
+                (wire::hello::Verdict::Refuse(error), Some(code)) => {
+                    assert!(error.is(code) && error.hint.is_some(), "{version}: {error:?}")
+                }
                 (other, want) => panic!("{version}: {other:?}, not {want:?}"),
             }
         }

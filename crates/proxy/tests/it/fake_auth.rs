@@ -51,6 +51,7 @@ impl FakeAuth {
         found.iter().find(|event| fits(event)).unwrap().clone()
     }
     /// A fresh connection.
+    #[allow(clippy::result_large_err, reason = "the error is `net`'s")]
     pub(crate) fn connect(&self, group: &Group) -> Result<IoStream, DialError> {
         if *self.0.away.lock().unwrap() {
             return Err(DialError::Unreachable { addr: "auth".into(), source: std::io::ErrorKind::ConnectionRefused.into() });

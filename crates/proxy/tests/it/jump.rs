@@ -12,7 +12,11 @@ use russh::{
     keys::{Algorithm, Certificate, PublicKeyOrCertificate},
 };
 use std::{borrow::Cow, sync::Arc};
-use tokio::{io::{AsyncReadExt as _, AsyncWriteExt as _}, net::TcpStream, sync::watch};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::watch,
+};
 use types::{Code, EventKind};
 use wire::{
     identity::{SshCert, SshCertKind},
@@ -200,10 +204,25 @@ async fn the_real_openssh_client_passes_through_and_is_told_why_when_it_does_not
     std::fs::write(path("known_hosts"), format!("@cert-authority proxy {authority}\n")).unwrap();
     let ssh = |arguments: &[&str]| {
         let mut command = tokio::process::Command::new("ssh");
-        command.args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=yes", "-o", "HostKeyAlias=proxy"]);
+        command.args([
+            "-F",
+            "none",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "IdentitiesOnly=yes",
+            "-o",
+            "StrictHostKeyChecking=yes",
+            "-o",
+            "HostKeyAlias=proxy",
+        ]);
         command.arg("-i").arg(path("key")).arg("-o").arg(format!("UserKnownHostsFile={}", path("known_hosts").display()));
         command.args(["-p", &rig.ssh_addr.port().to_string()]).args(arguments).arg("alice@127.0.0.1");
-        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).kill_on_drop(true);
+        command
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .kill_on_drop(true);
         command.spawn().expect("the OpenSSH client")
     };
     let run = async |arguments: &[&str]| {

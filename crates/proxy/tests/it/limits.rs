@@ -29,7 +29,15 @@ async fn attack_row_24_slow_peers_at_each_step_do_not_keep_a_login_or_a_session_
     FakeAgent::start(&rig, 1, "boot").await.serve(&rig, "one");
     let alice = rig.cluster.user("alice", &["access"]);
     let mut held: Vec<Box<dyn std::any::Any + Send>> = Vec::new();
-    for step in ["nothing", "half a TLS hello", "TLS and no HTTP", "half an HTTP head", "half an HTTP body", "SSH banner by the byte", "member and no hello"] {
+    for step in [
+        "nothing",
+        "half a TLS hello",
+        "TLS and no HTTP",
+        "half an HTTP head",
+        "half an HTTP body",
+        "SSH banner by the byte",
+        "member and no hello",
+    ] {
         for _ in 0..40 {
             held.push(hold(&rig, step).await);
         }

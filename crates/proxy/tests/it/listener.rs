@@ -51,7 +51,8 @@ async fn connections_for_auth_pass_unopened_to_one_that_answers() {
         async move {
             let member = cluster.member(id(1), "auth", SystemRole::Auth, &[]);
             let authorities = member.trust.swap().unwrap();
-            let config = server_config(Certificates::fixed(&member.tls), ClientAuth::Optional, &authorities, &[alpn::AUTH], &clock).unwrap();
+            let config =
+                server_config(Certificates::fixed(&member.tls), ClientAuth::Optional, &authorities, &[alpn::AUTH], &clock).unwrap();
             while let Ok((tcp, _)) = auth.accept().await {
                 let mut accepted = tls::accept(tcp, config.clone(), &authorities, &clock, SOON).await.unwrap();
                 hello::server(&mut accepted.stream, &Hello::ours(&version(), "auth"), Direction::ServerFirst, SOON).await.unwrap();
@@ -65,7 +66,8 @@ async fn connections_for_auth_pass_unopened_to_one_that_answers() {
     let name = sni::role_name(&SystemRole::Auth, &cluster.name);
     for _ in 0..3 {
         let hello = Hello::ours(&version(), "tsh");
-        let dialled = net::dial::dial(&rig.addr.to_string(), config.clone(), &name, &hello, Direction::ServerFirst, Default::default()).await;
+        let dialled =
+            net::dial::dial(&rig.addr.to_string(), config.clone(), &name, &hello, Direction::ServerFirst, Default::default()).await;
         let mut said = String::new();
         dialled.unwrap().stream.read_to_string(&mut said).await.unwrap();
         assert_eq!(said, "alice");

@@ -105,7 +105,21 @@ impl Rig {
                 done.send(true)
             }
         });
-        Self { cluster, addr, ssh_addr, cache, auth: setup.auth, clock, tunnels, metrics, health, shutdown, group, ended, _credentials: keep }
+        Self {
+            cluster,
+            addr,
+            ssh_addr,
+            cache,
+            auth: setup.auth,
+            clock,
+            tunnels,
+            metrics,
+            health,
+            shutdown,
+            group,
+            ended,
+            _credentials: keep,
+        }
     }
 
     pub(crate) fn clock(&self) -> SharedClock {
@@ -145,7 +159,10 @@ impl Rig {
     pub(crate) async fn http(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         let mut stream = self.tls(None, alpn::HTTP).await.unwrap();
         let extra: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: proxy.example.com:3080\r\nConnection: close\r\n{extra}Content-Length: {}\r\n\r\n{body}", body.len());
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: proxy.example.com:3080\r\nConnection: close\r\n{extra}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut all = Vec::new();
         tokio::time::timeout(SOON, stream.read_to_end(&mut all)).await.expect("an answer").unwrap();
@@ -213,7 +230,13 @@ fn api(auth: &FakeAuth, group: &Group) -> Api {
 pub(crate) fn node(n: u128, hostname: &str, labels: &str, addr: &str) -> Document {
     let mut metadata = Metadata::named(&id(n));
     metadata.labels = parse_labels(labels).unwrap();
-    let spec = Node { hostname: NodeName::new(hostname).unwrap(), addr: addr.into(), use_tunnel: addr.is_empty(), version: version(), extra: Extra::new() };
+    let spec = Node {
+        hostname: NodeName::new(hostname).unwrap(),
+        addr: addr.into(),
+        use_tunnel: addr.is_empty(),
+        version: version(),
+        extra: Extra::new(),
+    };
     Resource::new(metadata, spec).to_document()
 }
 
@@ -223,7 +246,8 @@ fn named<S: types::document::Spec>(name: &str, spec: S) -> Document {
 
 /// alice and bob, hosts node1 (1), two called db (2 and 3), secret (4) that alice may not see.
 fn documents() -> Vec<Document> {
-    let access: Role = serde_json::from_value(serde_json::json!({ "allow": { "logins": ["app"], "node_labels": { "env": "dev" } } })).unwrap();
+    let access: Role =
+        serde_json::from_value(serde_json::json!({ "allow": { "logins": ["app"], "node_labels": { "env": "dev" } } })).unwrap();
     let admin: Role = serde_json::from_value(serde_json::json!({ "allow": { "logins": ["app"], "node_labels": { "*": "*" } } })).unwrap();
     let user = |roles: &[&str]| User { roles: roles.iter().map(|role| ResourceName::new(role).unwrap()).collect(), ..User::default() };
     vec![

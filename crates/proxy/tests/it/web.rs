@@ -5,9 +5,7 @@ use crate::{
     fake_auth::{PASSWORD, SECRET},
     rig::{Rig, Setup, version},
 };
-use client::{
-    login::{Login, Web, WebTrust},
-};
+use client::login::{Login, Web, WebTrust};
 use types::{Code, Secret, Ttl, UserName, Version};
 use wire::hello::{HEADER, Hello};
 
@@ -28,7 +26,11 @@ async fn g1_a_half_started_proxy_tells_its_version() {
     for path in ["/webapi/ping", "/webapi/find", "/webapi/ping/local"] {
         let answer = rig.get(path).await;
         let json = answer.json();
-        assert_eq!((answer.status, &json["server_version"], &json["min_client_version"]), (200, &"8.3.7".into(), &"7.0.0".into()), "{path}");
+        assert_eq!(
+            (answer.status, &json["server_version"], &json["min_client_version"]),
+            (200, &"8.3.7".into(), &"7.0.0".into()),
+            "{path}"
+        );
         assert_eq!((&json["cluster_name"], &json["auth"]["second_factor"]), (&"example".into(), &"otp".into()));
         assert_eq!(json["ca_pins"][0].as_str(), rig.cluster.trust().pins().first().map(ToString::to_string).as_deref());
     }
@@ -88,7 +90,9 @@ async fn an_invitation_is_taken_in_a_browser_without_script() {
     let path = format!("/web/invite/{SECRET}");
     let form = [("Content-Type", "application/x-www-form-urlencoded")];
     let page = rig.get(&path).await;
-    assert!(page.status == 200 && page.head.contains("content-type: text/html") && page.body.contains("<svg") && page.body.contains("alice"));
+    assert!(
+        page.status == 200 && page.head.contains("content-type: text/html") && page.body.contains("<svg") && page.body.contains("alice")
+    );
     assert!(!page.body.contains(SECRET) && !page.body.contains("<script"));
     let post = async |body: &str| rig.http("POST", &path, &form, body).await;
     let unequal = post("password=correct+horse+battery&again=other&otp=123456").await;
@@ -107,7 +111,22 @@ async fn attack_row_26_every_answer_of_every_route_has_the_headers() {
     let rig = Rig::start().await;
     let invite = format!("/web/invite/{SECRET}");
     let api_invite = format!("/webapi/invite/{SECRET}");
-    let routes = ["/", "/web/style.css", "/webapi/ping", "/webapi/ping/local", "/webapi/ping/x", "/webapi/find", "/webapi/login", &invite, &api_invite, "/web/invite/nobody-knows", "/none", "/webapi/none", "/web/../etc/passwd", "/%00"];
+    let routes = [
+        "/",
+        "/web/style.css",
+        "/webapi/ping",
+        "/webapi/ping/local",
+        "/webapi/ping/x",
+        "/webapi/find",
+        "/webapi/login",
+        &invite,
+        &api_invite,
+        "/web/invite/nobody-knows",
+        "/none",
+        "/webapi/none",
+        "/web/../etc/passwd",
+        "/%00",
+    ];
     for path in routes {
         for method in ["GET", "POST", "OPTIONS", "DELETE", "HEAD"] {
             let answer = rig.http(method, path, &[], "").await;
@@ -134,7 +153,8 @@ async fn what_is_not_there_or_too_large_is_an_error_with_a_code() {
     assert!(rig.http("DELETE", "/webapi/ping", &[], "").await.json()["code"] == Code::Usage.as_str());
     let large = rig.http("POST", "/webapi/login", &[(HEADER, &hello("8.0.0"))], &"x".repeat(70_000)).await;
     assert!(large.is(413, Code::TooLarge));
-    let malformed = rig.http("POST", "/webapi/login", &[(HEADER, &hello("8.0.0"))], r#"{"user":"a","password":"hunter2","ssh_public_key":7}"#).await;
+    let malformed =
+        rig.http("POST", "/webapi/login", &[(HEADER, &hello("8.0.0"))], r#"{"user":"a","password":"hunter2","ssh_public_key":7}"#).await;
     assert!(malformed.is(400, Code::Malformed) && !malformed.body.contains("hunter2"), "{malformed:?}");
     let home = rig.get("/").await;
     assert!(home.body.contains("example") && home.body.contains("tsh login --proxy=proxy.example.com:3080"));

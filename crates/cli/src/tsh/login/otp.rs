@@ -72,7 +72,8 @@ impl Authenticator {
     }
 }
 
-/// The link as a picture of half blocks, for a telephone's camera; dark on light, whatever the terminal's colours are.
+/// The link as a picture of half blocks, for a telephone's camera: light on dark, as most terminals are; cameras read the
+/// inverse too.
 pub(super) fn picture(url: &str) -> Option<String> {
     let code = QrCode::with_error_correction_level(url.as_bytes(), EcLevel::L).ok()?;
     // Most terminals are dark: what the library calls light is drawn, so that it is light on the screen.

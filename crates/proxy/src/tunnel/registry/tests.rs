@@ -86,7 +86,10 @@ fn the_newest_process_of_a_host_holds_its_tunnel() {
     assert!(matches!(&out[1], Output::Send(LinkId(1), ToAgent::Refused { error }) if error.is(Code::Conflict)));
     assert_eq!(out[2], Output::HangUp(LinkId(1)));
     // The old one comes back while it drains: it stays out, and its end is nobody's.
-    assert!(matches!(&registered(&mut registry, 3, 1, older)[..], [Output::Send(LinkId(3), ToAgent::Refused { .. }), Output::HangUp(LinkId(3))]));
+    assert!(matches!(
+        &registered(&mut registry, 3, 1, older)[..],
+        [Output::Send(LinkId(3), ToAgent::Refused { .. }), Output::HangUp(LinkId(3))]
+    ));
     registry.step(Input::Gone { link: LinkId(1) }, at(0));
     assert_eq!(registry.registered(LinkId(2)), Some(host(1)));
     // The same process again, on a new connection: the old connection was half dead.
@@ -117,7 +120,10 @@ fn a_spare_is_given_up_when_nobody_comes_for_ten_minutes() {
     registry.step(spare(21), at(0));
     registry.step(Input::Heard { link: LinkId(0) }, at(601));
     let out = registry.step(Input::Tick, at(601));
-    assert!(out.contains(&Output::Send(LinkId(0), ToAgent::Spare { keep: false })) && out.contains(&Output::Drop { stream: StreamId(21), misuse: false }));
+    assert!(
+        out.contains(&Output::Send(LinkId(0), ToAgent::Spare { keep: false }))
+            && out.contains(&Output::Drop { stream: StreamId(21), misuse: false })
+    );
 }
 
 #[test]
@@ -125,7 +131,9 @@ fn a_draining_proxy_tells_its_agents_and_takes_no_new_ones() {
     let mut registry = Registry::default();
     registered(&mut registry, 1, 1, "a");
     assert_eq!(registry.step(Input::Drain, at(0)), [Output::Send(LinkId(1), ToAgent::Drain)]);
-    assert!(matches!(&registered(&mut registry, 2, 2, "a")[..], [Output::Send(LinkId(2), ToAgent::Refused { error }), Output::HangUp(_)] if error.is(Code::Unavailable)));
+    assert!(
+        matches!(&registered(&mut registry, 2, 2, "a")[..], [Output::Send(LinkId(2), ToAgent::Refused { error }), Output::HangUp(_)] if error.is(Code::Unavailable))
+    );
     assert_eq!(registry.step(want(1, 1, "t"), at(0))[0], open(1, "t"), "those who are here are still served");
 }
 
@@ -144,8 +152,12 @@ fn sessions_that_wait_for_one_host_are_bounded() {
 fn any_input() -> impl Strategy<Value = Input> {
     let (link, id, stream, ticket) = (0u64..6, 0u128..3, 0u64..1000, 0u64..40);
     prop_oneof![
-        (link.clone(), id.clone(), 0u32..3, any::<bool>())
-            .prop_map(|(link, id, boot, warm)| Input::Registered { link: LinkId(link), host: host(id), boot: boot.to_string(), warm }),
+        (link.clone(), id.clone(), 0u32..3, any::<bool>()).prop_map(|(link, id, boot, warm)| Input::Registered {
+            link: LinkId(link),
+            host: host(id),
+            boot: boot.to_string(),
+            warm
+        }),
         link.clone().prop_map(|link| Input::Heard { link: LinkId(link) }),
         link.clone().prop_map(|link| Input::Gone { link: LinkId(link) }),
         (link, ticket.clone()).prop_map(|(link, t)| Input::Failed { link: LinkId(link), ticket: t.to_string(), error: offline() }),

@@ -1,5 +1,6 @@
 //! An SSH server for the client's tests: it does what the command's name says.
 
+use net::task::Group;
 use russh::{
     Channel, ChannelMsg, Sig,
     keys::{Certificate, PrivateKey},
@@ -21,7 +22,7 @@ pub(super) struct Server {
 
 pub(super) struct Handler {
     server: Server,
-    handle: Option<Handle>,
+    group: Group,
 }
 
 impl Server {
@@ -43,7 +44,7 @@ impl Server {
     /// Serves one connection to its end.
     pub(super) async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let config = Arc::new(self.config());
-        if let Ok(running) = server::run_stream(config, stream, Handler { server: self, handle: None }).await {
+        if let Ok(running) = server::run_stream(config, stream, Handler { server: self, group: Group::new("test ssh server") }).await {
             let _ = running.await;
         }
     }
@@ -71,11 +72,9 @@ impl server::Handler for Handler {
         open: ChannelOpenHandle,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        self.handle = Some(session.handle());
         open.accept().await;
         let handle = session.handle();
-        #[allow(clippy::disallowed_methods, reason = "the test's server")]
-        tokio::spawn(async move { run(channel, handle).await });
+        self.group.spawn("session", async move { run(channel, handle).await });
         Ok(())
     }
 
@@ -94,8 +93,7 @@ impl server::Handler for Handler {
             return Ok(());
         }
         open.accept().await;
-        #[allow(clippy::disallowed_methods, reason = "the test's server")]
-        tokio::spawn(async move {
+        self.group.spawn("echo", async move {
             let (mut read, mut write) = tokio::io::split(channel.into_stream());
             let _ = tokio::io::copy(&mut read, &mut write).await;
             let _ = tokio::io::AsyncWriteExt::shutdown(&mut write).await;
