@@ -9,7 +9,7 @@ set -euo pipefail
 bin="$(cd "${1:-target/demo}" && pwd)"
 export PATH="$bin:$PATH"
 me="$(id -un)"
-ports=(3022 3023 3025 3080)
+ports=(3023 3025 3080)
 
 bold="" plain=""
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then bold=$'\e[1m' plain=$'\e[0m'; fi
@@ -81,9 +81,8 @@ for port in "${ports[@]}"; do
 done
 
 say "A cluster in one process: Auth Service, Proxy Service and SSH Service. Its state is in $data."
-# This is not a release, so the cluster must allow pre-releases; leave the flag out with a release.
-show "lockgate start --data-dir=$data --nodename=node1 --allow-prerelease &"
-lockgate start --data-dir="$data" --nodename=node1 --allow-prerelease >"$work/lockgate.log" 2>&1 &
+show "lockgate start --data-dir=$data --nodename=node1 &"
+lockgate start --data-dir="$data" --nodename=node1 >"$work/lockgate.log" 2>&1 &
 server=$!
 until_prints "sha256:" "the cluster did not start" tctl --data-dir="$data" status
 until_prints "node1" "the SSH Service did not join" tctl --data-dir="$data" nodes ls
@@ -96,12 +95,11 @@ printf '%s\n' "$invitation"
 url="$(grep -oE 'https://[^ ]+/web/invite/[^ ]+' <<<"$invitation" | head -n 1)"
 pin="$(tctl --data-dir="$data" status | grep -oE 'sha256:[0-9a-f]+' | head -n 1)"
 
-say "Alice accepts with a password of hers, and logs in. The pin says which cluster this is; later the profile knows."
+say "Alice accepts with a password of hers and a second factor, and is logged in. The pin says which cluster this is; later the profile knows."
+say "(A person is asked on the terminal and scans a QR code. Here the password comes from a file, and tsh computes the code by itself.)"
 (umask 077 && head -c 18 /dev/urandom | base64 >"$work/password")
-export LOCKGATE_PASSWORD_FILE="$work/password"
-run tsh login --proxy=localhost:3080 --ca-pin="$pin" --user=alice --invite="$url"
-run tsh login --proxy=localhost:3080 --ca-pin="$pin" --user=alice
-run tsh status
+export LOCKGATE_PASSWORD_FILE="$work/password" LOCKGATE_OTP_SECRET_FILE="$work/otp"
+run tsh login --proxy=localhost:3080 --ca-pin="$pin" --invite="$url"
 run tsh ls
 
 say "A shell on node1, through the Proxy. Nothing listens there for it: the host dialled out. It is recorded."

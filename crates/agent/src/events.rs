@@ -32,7 +32,7 @@ const MAX_LINE: usize = 256 * 1024;
 pub struct Audit(mpsc::Sender<Event>);
 
 impl Audit {
-    /// A queue, and its other end for [`Keeper::run`].
+    /// A queue, and its other end for the keeper.
     pub fn new() -> (Self, mpsc::Receiver<Event>) {
         let (sender, receiver) = mpsc::channel(QUEUE);
         (Self(sender), receiver)

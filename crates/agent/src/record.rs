@@ -1,9 +1,9 @@
 //! Recording one session while it runs.
 //!
-//! What the user saw goes to a bounded queue and from there, in batches of at most [`BATCH`] bytes or [`PAUSE`], into a
+//! What the user saw goes to a bounded queue and from there, in batches of at most `BATCH` bytes or `PAUSE`, into a
 //! file under the spool: killing this process loses no more than the last batch. When the queue is full the session waits;
 //! when the file cannot be written the session ends (recording is strict). Input is never recorded: it has passwords in
-//! it. A command without terminal may move gigabytes: of each of its two streams the first [`KEEP`] bytes are kept, and
+//! it. A command without terminal may move gigabytes: of each of its two streams the first `KEEP` bytes are kept, and
 //! how many were left out is written at the end. The format is `wire::recording`; delivery is `spool.rs`.
 
 use crate::spool::Spool;

@@ -1,10 +1,10 @@
 //! One SSH connection, from its first byte to the recording. Everything about russh stays in this module.
 //!
-//! **accept** ([`serve`]): a stream from the listener or the tunnel, a deadline until it is authenticated. **identify**
-//! ([`identify`]): the certificate whose key was just proven. **decide** ([`Connection::decide`]): `rules::access` yields a
-//! permit or a refusal; the permit is watched while it lasts ([`watch`]), and every channel and request passes the table of
-//! `rules::channel` ([`handler`]). **act** ([`session`], [`forward`]): a process as the target account, or a dialled
-//! address. **record** ([`crate::record`], [`crate::events`]).
+//! **accept** (`serve`): a stream from the listener or the tunnel, a deadline until it is authenticated. **identify**
+//! (`identify`): the certificate whose key was just proven. **decide** (`Connection::decide`): `rules::access` yields a
+//! permit or a refusal; the permit is watched while it lasts (`watch`), and every channel and request passes the table of
+//! `rules::channel` (`handler`). **act** (`session`, `forward`): a process as the target account, or a dialled
+//! address. **record** (`crate::record`, `crate::events`).
 //!
 //! A holder of a valid certificate who may not enter is told why: he gets a channel on which nothing runs, with the reason
 //! on its standard error. Strangers learn nothing.

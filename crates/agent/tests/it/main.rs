@@ -16,5 +16,4 @@ mod openssh;
 mod raw;
 mod reached;
 mod sessions;
-mod tmpbench;
 mod world;

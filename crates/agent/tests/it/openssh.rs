@@ -6,14 +6,14 @@ use std::{os::unix::fs::PermissionsExt, path::Path, process::Output, time::Durat
 use tokio::{net::TcpListener, process::Command};
 
 /// A world that listens, and what its client needs in a directory.
-pub(crate) struct Door {
+struct Door {
     world: World,
-    pub(crate) files: tempfile::TempDir,
+    files: tempfile::TempDir,
     port: u16,
 }
 
 impl Door {
-    pub(crate) async fn open() -> Self {
+    async fn open() -> Self {
         let world = World::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -44,7 +44,7 @@ impl Door {
         Self { world, files, port }
     }
 
-    pub(crate) fn command(&self, program: &str) -> Command {
+    fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.arg("-F").arg(self.files.path().join("config")).stdin(std::process::Stdio::null()).kill_on_drop(true);
         command

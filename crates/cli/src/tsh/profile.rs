@@ -292,13 +292,7 @@ impl Shown {
 }
 
 fn extensions(credentials: &UserCredentials) -> Vec<String> {
-    credentials
-        .ssh_certificate
-        .extensions()
-        .iter()
-        .map(|(name, _)| name.clone())
-        .filter(|name| name != wire::identity::SSH_EXTENSION)
-        .collect()
+    credentials.ssh_certificate.extensions().keys().filter(|name| *name != wire::identity::SSH_EXTENSION).cloned().collect()
 }
 
 fn join(words: impl IntoIterator<Item = impl ToString>) -> String {

@@ -196,6 +196,7 @@ async fn listen(forwards: &[Forward]) -> Result<Vec<(TcpListener, Forward)>, Pub
         // A connection that is not forwarded is told here; the first subscriber stays (`--debug`).
         let _ = tracing_subscriber::fmt()
             .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
             .with_max_level(tracing::Level::WARN)
             .without_time()
             .with_target(false)

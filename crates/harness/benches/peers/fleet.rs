@@ -67,7 +67,7 @@ pub(crate) fn fleet(world: &World, report: &mut Report) {
         joining: Joining {
             via: Via::Auth(cluster.auth_addr()),
             token: types::Secret::new(cluster.token("node")),
-            ca_pins: vec![cluster.pin.parse().expect("a pin")],
+            ca_pins: cluster.pins.iter().map(|pin| pin.parse().expect("a pin")).collect(),
             insecure: false,
             host_id: HostId::from_uuid(uuid::Uuid::new_v4()),
             node_name: NodeName::new("host").expect("a name"),

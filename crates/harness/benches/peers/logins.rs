@@ -35,7 +35,7 @@ pub(crate) fn logins(world: &World, report: &mut Report) {
     step(&format!("{} logins by {} clients", scale.logins, scale.clients));
     let people: Vec<Person> = (0..PEOPLE).map(|number| world.cluster.person(&format!("person{number}"), &["access"], &[])).collect();
     let web = format!("127.0.0.1:{}", world.cluster.web_port);
-    let trust = Trust::Pins { pins: vec![world.cluster.pin.parse().expect("a pin")], name: PinnedName::Checked };
+    let trust = Trust::Pins { pins: world.cluster.pins.iter().map(|pin| pin.parse().expect("a pin")).collect(), name: PinnedName::Checked };
     let config = client_config(None, trust, &[wire::alpn::HTTP], &SystemClock::shared()).expect("TLS");
     let version = env!("CARGO_PKG_VERSION").parse().expect("a version");
     let hello = serde_json::to_string(&Hello::ours(&version, "tsh")).expect("a header");
