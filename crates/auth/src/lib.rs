@@ -56,6 +56,8 @@ const LAST_DEADLINE: Duration = Duration::from_secs(10);
 /// An Auth Service that may serve its cluster.
 pub struct Auth {
     core: Arc<Core>,
+    /// What requests lean on: it ends after them.
+    base: Group,
     serving: serve::Serving,
     listener: Mutex<Option<TcpListener>>,
     local_addr: SocketAddr,
@@ -74,13 +76,13 @@ pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
     let store = open_store(&config, &world).await?;
     let now = world.clock.now();
     let cluster = birth::open(&store, &config, &world.version, now).await?;
-    let (metrics, group) = (Arc::new(Metrics::default()), Group::new("auth"));
+    let (metrics, group, base) = (Arc::new(Metrics::default()), Group::new("auth"), Group::new("auth's audit log and mirror"));
     let vault = vault::Vault::new(store.clone(), cluster.documents.writer());
     let anchor_key = vault::anchor_key().map_err(vault::VaultError::from)?;
     let anchor = vault.read::<audit::Head>(&anchor_key).await?.map(|held| held.value);
     let audit =
-        audit::Audit::open(&home.join("audit"), cluster.info.cluster_id, anchor, world.clock.clone(), &group, metrics.clone()).await?;
-    let mirror = mirror::Mirror::start(store.clone(), world.clock.clone(), &group, metrics.clone()).await?;
+        audit::Audit::open(&home.join("audit"), cluster.info.cluster_id, anchor, world.clock.clone(), &base, metrics.clone()).await?;
+    let mirror = mirror::Mirror::start(store.clone(), world.clock.clone(), &base, metrics.clone()).await?;
     let cost = config.password_cost;
     let hasher =
         tokio::task::spawn_blocking(move || password::Hasher::new(cost)).await.map_err(|error| AuthError::Serve(error.to_string()))??;
@@ -114,7 +116,7 @@ pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
     };
     let local_addr = listener.local_addr().map_err(|source| AuthError::Listen { addr: config.listen_addr, source })?;
     admin::write(&core, &config.data_dir, local_addr)?;
-    Ok(Auth { core, serving, listener: Mutex::new(Some(listener)), local_addr, health: world.health, data_dir: config.data_dir })
+    Ok(Auth { core, base, serving, listener: Mutex::new(Some(listener)), local_addr, health: world.health, data_dir: config.data_dir })
 }
 
 impl Auth {
@@ -174,10 +176,13 @@ impl Auth {
         self.health.set("auth", Health::Ready);
         self.serving.serve(core.clone(), listener, core.shutdown.clone()).await;
         self.health.set("auth", Health::Degraded("stopped".into()));
-        note_head(core).await;
-        core.documents.store().close().await;
+        // Requests in progress still write and record: they end first, then the log, then the store.
         core.shutdown.stop();
         core.group.join(LAST_DEADLINE).await;
+        core.audit.close();
+        note_head(core).await;
+        core.documents.store().close().await;
+        self.base.join(LAST_DEADLINE).await;
     }
 }
 

@@ -6,7 +6,11 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::SocketAddr, path::{Path, PathBuf}};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 use types::{Code, Public};
 
 /// Where the configuration is looked for when none is named.
@@ -181,8 +185,14 @@ impl Config {
     /// Reads a file; the error names file, line and column.
     pub(crate) fn load(path: &Path) -> Result<Self, Public> {
         let shown = path.display();
-        let text = std::fs::read_to_string(path).map_err(|error| Public::new(Code::Config, format!("{shown}: {error}")).hint("name another file with --config, or write one with `lockgate configure`"))?;
-        let mut config = Self::parse(&text).map_err(|fault| Public::new(Code::Config, format!("{shown}:{fault}")).hint("`lockgate configure` prints a valid file; docs/reference/config.md has every key"))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Public::new(Code::Config, format!("{shown}: {error}"))
+                .hint("name another file with --config, or write one with `lockgate configure`")
+        })?;
+        let mut config = Self::parse(&text).map_err(|fault| {
+            Public::new(Code::Config, format!("{shown}:{fault}"))
+                .hint("`lockgate configure` prints a valid file; docs/reference/config.md has every key")
+        })?;
         if let Some(directory) = path.parent() {
             config.resolve_paths(directory);
         }
@@ -234,7 +244,10 @@ impl Config {
         }
         for pin in &general.ca_pin {
             if pin.strip_prefix("sha256:").is_none_or(|hex| hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit())) {
-                fault("lockgate.ca_pin", format!("\"{pin}\" is not a pin; write it as sha256: and 64 hexadecimal digits, as `tctl status` prints it"));
+                fault(
+                    "lockgate.ca_pin",
+                    format!("\"{pin}\" is not a pin; write it as sha256: and 64 hexadecimal digits, as `tctl status` prints it"),
+                );
             }
         }
         if let Some(Err(error)) = self.auth_service.cluster_name.as_deref().map(types::ClusterName::new) {
@@ -251,10 +264,11 @@ impl Config {
                 fault("auth_service.tokens", "a token is written as roles:secret, e.g. node,proxy:0123456789abcdef".into());
             }
         }
-        if let Some(address) = self.proxy_service.listen_addr.as_deref().filter(|&address| address != "off") {
-            if address.parse::<SocketAddr>().is_err() {
-                fault("proxy_service.listen_addr", format!("\"{address}\" is not an address like 0.0.0.0:3023, nor off"));
-            }
+        if let Some(address) = self.proxy_service.listen_addr.as_deref()
+            && address != "off"
+            && address.parse::<SocketAddr>().is_err()
+        {
+            fault("proxy_service.listen_addr", format!("\"{address}\" is not an address like 0.0.0.0:3023, nor off"));
         }
         for address in &self.proxy_service.public_addr {
             if let Err(why) = check_address(address) {
@@ -310,7 +324,8 @@ mod tests {
 
     #[test]
     fn all_faults_of_meaning_are_reported_at_once() {
-        let config = Config::parse("version: v9\nlockgate:\n  nodename: 'a b'\n  ca_pin: [abc]\nauth_service:\n  tokens: [secret]\n").unwrap();
+        let config =
+            Config::parse("version: v9\nlockgate:\n  nodename: 'a b'\n  ca_pin: [abc]\nauth_service:\n  tokens: [secret]\n").unwrap();
         let faults = config.check();
         assert_eq!(faults.len(), 4, "{faults:#?}");
         assert!(faults.iter().any(|fault| fault.starts_with("lockgate.nodename: ")));

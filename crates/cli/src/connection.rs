@@ -28,5 +28,8 @@ impl Connection {
 
 /// A small runtime: commands do one thing.
 pub(crate) fn runtime() -> Result<Runtime, Public> {
-    Builder::new_current_thread().enable_all().build().map_err(|error| Public::new(Code::Internal, format!("the runtime cannot start: {error}")))
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Public::new(Code::Internal, format!("the runtime cannot start: {error}")))
 }

@@ -4,11 +4,13 @@
 //! Nothing happens here but choosing: no runtime is started before a command needs one, so that `tsh version` and
 //! shell completion answer at once. The binary version enters here and is passed down as a value.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the crate that prints")]
+
+#[cfg(feature = "server")]
+mod config;
 mod connection;
 mod exit;
 mod output;
-#[cfg(feature = "server")]
-mod config;
 mod reference;
 #[cfg(feature = "server")]
 mod server;

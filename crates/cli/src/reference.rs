@@ -33,7 +33,8 @@ pub(crate) fn man(dir: &Path) -> std::io::Result<()> {
 }
 
 fn errors() -> String {
-    let mut out = String::from("# Error codes\n\nGenerated from the code. A code never changes its meaning.\n\n| code | meaning |\n|---|---|\n");
+    let mut out =
+        String::from("# Error codes\n\nGenerated from the code. A code never changes its meaning.\n\n| code | meaning |\n|---|---|\n");
     for code in Code::ALL {
         put(&mut out, &format!("| `{code}` | {} |", code.meaning()));
     }
@@ -41,7 +42,9 @@ fn errors() -> String {
 }
 
 fn events() -> String {
-    let mut out = String::from("# Audit events\n\nGenerated from the code. `I` is a success, `W` a refusal, `E` a failure.\n\n| code | event | meaning |\n|---|---|---|\n");
+    let mut out = String::from(
+        "# Audit events\n\nGenerated from the code. `I` is a success, `W` a refusal, `E` a failure.\n\n| code | event | meaning |\n|---|---|---|\n",
+    );
     for kind in EventKind::ALL {
         put(&mut out, &format!("| `{}` | `{}` | {} |", kind.code(), kind.name(), kind.meaning()));
     }
@@ -68,7 +71,11 @@ fn section(out: &mut String, command: &mut clap::Command, path: &str) {
     let help: String = help.lines().map(|line| format!("{}\n", line.trim_end())).collect();
     // Writing into a String cannot fail.
     let _infallible = write!(out, "\n## `{path}`\n\n```text\n{}\n```\n", help.trim_end());
-    let names: Vec<String> = command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help").map(|sub| sub.get_name().to_owned()).collect();
+    let names: Vec<String> = command
+        .get_subcommands()
+        .filter(|sub| !sub.is_hide_set() && sub.get_name() != "help")
+        .map(|sub| sub.get_name().to_owned())
+        .collect();
     for name in names {
         if let Some(sub) = command.find_subcommand_mut(&name) {
             section(out, sub, &format!("{path} {name}"));
@@ -81,7 +88,9 @@ fn section(out: &mut String, command: &mut clap::Command, path: &str) {
 fn config() -> String {
     let schema = schemars::schema_for!(crate::config::Config);
     let root = schema.as_value();
-    let mut out = String::from("# Configuration\n\nGenerated from the types that read the file. File < environment < flag. Unknown keys are errors.\n\n| key | type | meaning |\n|---|---|---|\n");
+    let mut out = String::from(
+        "# Configuration\n\nGenerated from the types that read the file. File < environment < flag. Unknown keys are errors.\n\n| key | type | meaning |\n|---|---|---|\n",
+    );
     keys(&mut out, root, root, "");
     out
 }
@@ -92,7 +101,13 @@ fn keys(out: &mut String, root: &serde_json::Value, schema: &serde_json::Value, 
     for (name, property) in properties {
         let target = resolve(root, property);
         let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-        let meaning = property.get("description").or_else(|| target.get("description")).and_then(|value| value.as_str()).unwrap_or("").replace('\n', " ").replace('|', "\\|");
+        let meaning = property
+            .get("description")
+            .or_else(|| target.get("description"))
+            .and_then(|value| value.as_str())
+            .unwrap_or("")
+            .replace('\n', " ")
+            .replace('|', "\\|");
         put(out, &format!("| `{path}` | {} | {meaning} |", type_name(root, property)));
         let items = target.get("items").map(|items| resolve(root, items));
         match items {
@@ -123,7 +138,9 @@ fn type_name(root: &serde_json::Value, property: &serde_json::Value) -> String {
     }
     let kind = match target.get("type") {
         Some(serde_json::Value::String(kind)) => kind.clone(),
-        Some(serde_json::Value::Array(kinds)) => kinds.iter().filter_map(|kind| kind.as_str()).find(|&kind| kind != "null").unwrap_or("any").to_owned(),
+        Some(serde_json::Value::Array(kinds)) => {
+            kinds.iter().filter_map(|kind| kind.as_str()).find(|&kind| kind != "null").unwrap_or("any").to_owned()
+        }
         _ => "any".into(),
     };
     match kind.as_str() {

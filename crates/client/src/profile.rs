@@ -318,7 +318,8 @@ impl Home {
         let mut text: String =
             before.as_ref().map_or("", |text| text.as_str()).lines().filter(|line| !ours(line)).map(|line| format!("{line}\n")).collect();
         for key in credentials.iter().flat_map(|credentials| &credentials.trust.host_ssh) {
-            text.push_str(&authority_line(&[&proxy, cluster], &profile.cluster, key));
+            // The bare host is what plain OpenSSH looks for at the jump server, whatever the web port.
+            text.push_str(&authority_line(&[&proxy, profile.web_proxy_addr.host(), cluster], &profile.cluster, key));
         }
         Ok(write_private(&path, text.as_bytes())?)
     }

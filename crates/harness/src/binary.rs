@@ -28,44 +28,79 @@ pub fn current() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| match std::env::var_os("LOCKGATE_BIN") {
         Some(named) => PathBuf::from(named),
-        None => built(None),
+        None => real(),
     })
 }
 
-/// The program claiming this version. Built at most once per change of the sources.
+/// The versions that programs are built to claim, besides the real one.
+pub const CLAIMED: [&str; 3] = ["1.4.0", "2.1.0", "3.0.0-rc.1"];
+
+/// The program claiming one of [`CLAIMED`]. All are built when one is needed, at most once per change of the sources.
 pub fn claiming(version: &str) -> PathBuf {
-    built(Some(version))
+    static BUILT: OnceLock<Vec<PathBuf>> = OnceLock::new();
+    let all = BUILT.get_or_init(|| {
+        let _lock = lock();
+        let sources = newest_source();
+        let stale: Vec<&str> = CLAIMED.into_iter().filter(|version| !is_fresh(&kept(Some(version)), sources)).collect();
+        for version in &stale {
+            build(Some(version));
+            keep(Some(version));
+        }
+        if !stale.is_empty() {
+            // Whoever runs target/<profile>/lockgate next gets the real one.
+            build(None);
+        }
+        CLAIMED.map(|version| kept(Some(version))).into()
+    });
+    let at = CLAIMED.iter().position(|one| *one == version).unwrap_or_else(|| panic!("{version} is none of {CLAIMED:?}"));
+    all[at].clone()
 }
 
-fn built(version: Option<&str>) -> PathBuf {
-    let profile = profile_dir();
-    let name = profile.file_name().and_then(|name| name.to_str()).expect("a profile").to_owned();
-    let home = profile.parent().expect("target").join("versions");
-    fs::create_dir_all(&home).expect("target/versions");
-    let lock = File::create(home.join("lock")).expect("the lock file");
-    lock.lock().expect("the lock");
-    let product = profile.join("lockgate");
-    let kept = home.join(format!("{}-{name}", version.unwrap_or("current"))).join("lockgate");
-    let sources = newest_source();
-    let is_fresh = |path: &Path| modified(path).is_some_and(|at| at >= sources);
-    if is_fresh(&kept) && (version.is_some() || modified(&kept) >= modified(&product)) {
-        return kept;
-    }
-    match version {
-        None if is_fresh(&product) => {}
-        None => build(&name, None),
-        Some(version) => build(&name, Some(version)),
-    }
-    fs::create_dir_all(kept.parent().expect("a folder")).expect("target/versions");
-    // A running copy is not written to, but replaced.
-    let fresh = kept.with_extension("new");
-    fs::copy(&product, &fresh).expect("copy the program");
-    fs::rename(&fresh, &kept).expect("rename the program");
-    if version.is_some() {
-        // Whoever runs target/<profile>/lockgate next gets the real one.
-        build(&name, None);
+fn real() -> PathBuf {
+    let _lock = lock();
+    let (product, kept, sources) = (profile_dir().join("lockgate"), kept(None), newest_source());
+    if !is_fresh(&kept, sources) || modified(&kept) < modified(&product) {
+        if !is_fresh(&product, sources) {
+            build(None);
+        }
+        keep(None);
     }
     kept
+}
+
+/// One test program at a time builds; the others find what it made.
+fn lock() -> File {
+    let home = versions();
+    fs::create_dir_all(&home).expect("target/versions");
+    let file = File::create(home.join("lock")).expect("the lock file");
+    file.lock().expect("the lock");
+    file
+}
+
+fn versions() -> PathBuf {
+    profile_dir().parent().expect("target").join("versions")
+}
+
+fn profile() -> String {
+    profile_dir().file_name().and_then(|name| name.to_str()).expect("a profile").to_owned()
+}
+
+/// Where the program is kept that claims this version.
+fn kept(version: Option<&str>) -> PathBuf {
+    versions().join(format!("{}-{}", version.unwrap_or("current"), profile())).join("lockgate")
+}
+
+fn is_fresh(path: &Path, sources: SystemTime) -> bool {
+    modified(path).is_some_and(|at| at >= sources)
+}
+
+/// Keeps what was just built. A running copy is not written to, but replaced.
+fn keep(version: Option<&str>) {
+    let kept = kept(version);
+    fs::create_dir_all(kept.parent().expect("a folder")).expect("target/versions");
+    let fresh = kept.with_extension("new");
+    fs::copy(profile_dir().join("lockgate"), &fresh).expect("copy the program");
+    fs::rename(&fresh, &kept).expect("rename the program");
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {
@@ -90,8 +125,9 @@ fn newest_source() -> SystemTime {
 }
 
 /// The command of `make test`, so that the same features are chosen and only the last crate is compiled anew.
-fn build(profile: &str, version: Option<&str>) {
-    let profile = if profile == "debug" { "dev" } else { profile };
+fn build(version: Option<&str>) {
+    let profile = profile();
+    let profile = if profile == "debug" { "dev" } else { &profile };
     let mut run = Run::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for name in ["CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "RUSTFLAGS", "CARGO_TARGET_DIR"] {
         if let Some(value) = std::env::var_os(name) {

@@ -1,7 +1,7 @@
 //! Which certificate the Proxy shows, and whom it asks for one.
 //!
-//! Members and `tsh` know the Proxy by its host certificate. So does the web unless certificates were given: then a browser
-//! gets the given one that fits the name it asked for, and whoever asks for a name of `wire::sni` still gets the host's.
+//! Members and `tsh` know the Proxy by its host certificate. So does the web unless certificates were given; browsers, which
+//! cannot check Ed25519, get a self-signed P-256 one in its place. Where certificates were given a browser gets the given one that fits the name it asked for, and whoever asks for a name of `wire::sni` still gets the host's.
 //! Given files are looked at on every handshake and read again when they changed: renewals need no restart. A broken new file
 //! leaves the old certificate in use.
 
@@ -9,7 +9,11 @@ use client::host::HostCredentials;
 use net::{
     clock::SharedClock,
     swap::Swap,
-    tls::{Asked, Authorities, Certificates, CertifiedKey, ClientAuth, ServerConfig, TlsError, TlsIdentity, server_config},
+    tls::{
+        Asked, Authorities, Certificates, CertifiedKey, ClientAuth, ServerConfig, TlsError, TlsIdentity,
+        identity::{KeyAlgorithm, KeyPair},
+        server_config,
+    },
 };
 use std::{
     fs,
@@ -45,6 +49,8 @@ struct Loaded {
 /// The certificates of the web.
 pub(crate) struct WebCertificates {
     given: Vec<Keypair>,
+    /// For browsers, when none was given: they cannot check the Ed25519 key of our host certificate.
+    browser: TlsIdentity,
     credentials: watch::Receiver<Arc<HostCredentials>>,
 }
 
@@ -54,7 +60,9 @@ impl WebCertificates {
             let loaded = Mutex::new(load(&files)?);
             Ok(Keypair { files, loaded })
         };
-        Ok(Self { given: files.into_iter().map(load).collect::<Result<_, TlsError>>()?, credentials })
+        let names = credentials.borrow().tls.chain().first().map(|leaf| names(leaf)).unwrap_or_default();
+        let browser = KeyPair::generate(KeyAlgorithm::EcdsaP256)?.self_signed(names)?;
+        Ok(Self { given: files.into_iter().map(load).collect::<Result<_, TlsError>>()?, browser, credentials })
     }
 
     /// Whether certificates were given.
@@ -72,7 +80,11 @@ impl WebCertificates {
             }
             first.get_or_insert(certified);
         }
-        first.unwrap_or_else(|| self.credentials.borrow().tls.certified())
+        match first {
+            Some(certified) => certified,
+            None if asked.ed25519 => self.credentials.borrow().tls.certified(),
+            None => self.browser.certified(),
+        }
     }
 }
 

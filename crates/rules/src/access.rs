@@ -2,7 +2,8 @@
 //!
 //! Deny wins and is greedy: one matching part of one role's `deny` is enough. Allow is conjunctive inside a role (labels
 //! *and* login must match in the same one), roles are joined by *or*. The roles in force are those in the certificate that
-//! the user still has; traits count for allow only if both certificate and user have them, for deny if either has.
+//! the user still has; traits count for allow only if both certificate and user have them, for deny if either has. A role
+//! given after the certificate was issued allows nothing yet, but it denies at once.
 //!
 //! What this release cannot judge never widens anything: a bad login or selector in `allow` grants nothing by itself; a
 //! role of an unknown version, an unknown field or bad text in `deny` refuses its holder everything, since it might deny
@@ -99,6 +100,8 @@ struct Effective {
 #[derive(Clone, Debug, Default)]
 pub struct RoleSet {
     roles: Vec<Effective>,
+    /// Of roles that the user has but the certificate does not.
+    denials: Vec<Deny>,
     problems: Vec<Problem>,
 }
 
@@ -113,7 +116,11 @@ impl RoleSet {
             CurrentUser::Known(user) => {
                 let allow = intersection(&identity.traits, &user.spec.traits);
                 let deny = union(&identity.traits, &user.spec.traits);
-                Self::build(identity.roles.intersection(&user.spec.roles), &allow, &deny, roles)
+                let mut set = Self::build(identity.roles.intersection(&user.spec.roles), &allow, &deny, &roles);
+                for name in user.spec.roles.difference(&identity.roles) {
+                    set.add_denial(name, roles(name), &deny);
+                }
+                set
             }
         }
     }
@@ -158,6 +165,19 @@ impl RoleSet {
                 self.roles.push(Effective { name: name.clone(), options: Options::default(), allow: Allow::default(), deny });
             }
         }
+    }
+
+    /// Of a role given since: only what it denies.
+    fn add_denial(&mut self, name: &ResourceName, document: Option<Document>, traits: &Traits) {
+        let Some(document) = document else { return };
+        let deny = match Resource::<Role>::from_document(document) {
+            Ok(role) => self.read_deny(name, &role.spec.deny, traits),
+            Err(error) => {
+                self.problem(name, error.to_string(), Effect::RefusesAll);
+                Deny { everything: true, ..Deny::default() }
+            }
+        };
+        self.denials.push(deny);
     }
 
     fn read_allow(&mut self, role: &ResourceName, side: &Conditions, traits: &Traits) -> Allow {
@@ -230,14 +250,18 @@ impl RoleSet {
         self.roles.is_empty()
     }
 
+    fn denials(&self) -> impl Iterator<Item = &Deny> {
+        self.roles.iter().map(|role| &role.deny).chain(&self.denials)
+    }
+
     fn refuses_all(&self) -> bool {
-        self.roles.iter().any(|role| role.deny.everything)
+        self.denials().any(|deny| deny.everything)
     }
 
     /// Whether a host with these labels may be listed.
     pub fn can_see_node(&self, labels: &Labels) -> bool {
         !self.refuses_all()
-            && !self.roles.iter().any(|role| role.deny.nodes.forbids(labels))
+            && !self.denials().any(|deny| deny.nodes.forbids(labels))
             && self.roles.iter().any(|role| role.allow.nodes.matches(labels))
     }
 
@@ -257,7 +281,7 @@ impl RoleSet {
     }
 
     fn forbids_login(&self, login: &Login) -> bool {
-        self.roles.iter().any(|role| role.deny.every_login || role.deny.logins.contains(login))
+        self.denials().any(|deny| deny.every_login || deny.logins.contains(login))
     }
 
     /// Longest life of a certificate: the shortest of all roles'. Zero without a role.
@@ -285,7 +309,7 @@ impl RoleSet {
 
     /// Whether a deny rule forbids a verb on a kind.
     pub fn denies_verb(&self, kind: &str, verb: &str) -> bool {
-        self.refuses_all() || self.roles.iter().any(|role| role.deny.rules.iter().any(|rule| speaks_of(rule, kind, verb)))
+        self.refuses_all() || self.denials().any(|deny| deny.rules.iter().any(|rule| speaks_of(rule, kind, verb)))
     }
 }
 

@@ -199,16 +199,18 @@ fn user_scope(identity: &UserIdentity, roles: &RoleSet, kind: &Kind, verb: Verb)
     if roles.is_empty() || needs.iter().any(|need| roles.denies_verb(kind.as_str(), need)) {
         return None;
     }
-    if kind.open_to_users(verb) && needs.iter().all(|need| roles.allows_verb(kind.as_str(), need)) {
+    // A certificate for one host was made to be taken there: it carries no rights over the cluster.
+    let bound = identity.restrictions.host.is_some();
+    if !bound && kind.open_to_users(verb) && needs.iter().all(|need| roles.allows_verb(kind.as_str(), need)) {
         return Some(Scope::All);
     }
     match kind {
         Kind::User => Some(Scope::Named((&identity.user).into())),
         Kind::Node => Some(Scope::Reachable(Box::new(roles.clone()))),
-        Kind::Recording => Some(Scope::SessionsOf(identity.user.clone())),
+        Kind::Recording if !bound => Some(Scope::SessionsOf(identity.user.clone())),
         // Public keys and the cluster's name: what `tsh` needs to trust hosts.
         Kind::CertAuthority | Kind::ClusterInfo => Some(Scope::All),
-        Kind::Role | Kind::Token | Kind::Lock | Kind::AuthPreference | Kind::Member | Kind::Event | Kind::Other(_) => None,
+        Kind::Role | Kind::Token | Kind::Lock | Kind::AuthPreference | Kind::Member | Kind::Event | Kind::Recording | Kind::Other(_) => None,
     }
 }
 
@@ -217,7 +219,11 @@ pub fn decide_write(caller: Caller<'_>, kind: &str, verb: Verb, name: &ResourceN
     let known = Kind::new(kind);
     let allowed = verb.writes()
         && match caller {
-            Caller::User { roles, .. } => known.open_to_users(verb) && verb.needs().iter().all(|need| roles.allows_verb(kind, need)),
+            Caller::User { identity, roles } => {
+                identity.restrictions.host.is_none()
+                    && known.open_to_users(verb)
+                    && verb.needs().iter().all(|need| roles.allows_verb(kind, need))
+            }
             Caller::Host(host) => match reach(host, &known, verb) {
                 Reach::All => true,
                 Reach::Own => *name == ResourceName::from(&host.id),

@@ -221,7 +221,11 @@ mod tests {
 
     #[test]
     fn g6_the_cure_names_the_flag_only_where_it_helps() {
-        let check = |client: &str, server: &str, want: &str| match decide(Direction::ServerFirst, &hello("proxy", client, false), &hello(server, "8.3.7", false)) {
+        let check = |client: &str, server: &str, want: &str| match decide(
+            Direction::ServerFirst,
+            &hello("proxy", client, false),
+            &hello(server, "8.3.7", false),
+        ) {
             Verdict::Refuse(public) => assert_eq!(format!("{}: {}; {}", public.code, public.message, public.hint.unwrap()), want),
             Verdict::Accept => panic!("accepted"),
         };
@@ -231,7 +235,11 @@ mod tests {
             "LG-VERSION-007: you 9.0.0, Auth Service 8.3.7: newer than the Auth Service; \
              upgrade the Auth Service first, or use 8.3.7 here; --skip-version-check turns this refusal into a warning",
         );
-        check("10.0.0", "auth", "LG-VERSION-007: you 10.0.0, Auth Service 8.3.7: newer than the Auth Service; upgrade the Auth Service first, or use 8.3.7 here");
+        check(
+            "10.0.0",
+            "auth",
+            "LG-VERSION-007: you 10.0.0, Auth Service 8.3.7: newer than the Auth Service; upgrade the Auth Service first, or use 8.3.7 here",
+        );
         check(
             "9.0.0",
             "proxy",

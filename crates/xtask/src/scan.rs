@@ -16,7 +16,7 @@ pub(crate) const PURE: &[&str] = &["types", "rules", "wire", "upgrade"];
 /// The only files that may say `unsafe`; each explains why in its header.
 const UNSAFE_FILES: &[&str] = &["crates/agent/src/ssh/spawn.rs"];
 /// Crates that print for a living.
-const PRINTING: &[&str] = &["cli", "xtask"];
+const PRINTING: &[&str] = &["cli", "xtask", "harness"];
 /// This file names what it forbids.
 const THIS_FILE: &str = "crates/xtask/src/scan.rs";
 /// A file longer than this says in its first line what it is for.

@@ -147,15 +147,38 @@ impl Door {
     /// For someone refused: the reason, on the channel he opened. Says whether it was one.
     fn tell_why(&mut self, channel: ChannelId, session: &mut Session) -> Result<bool, Error> {
         let (Access::Refused(why), Some(Slot::Notice { terminal })) = (&self.access, self.slots.get(&channel)) else { return Ok(false) };
+        let (why, terminal) = (why.clone(), *terminal);
+        self.turn_away(channel, &why, terminal, session)?;
+        Ok(true)
+    }
+
+    /// Gives the reason instead of a program, and closes.
+    fn turn_away(&mut self, channel: ChannelId, why: &Public, terminal: bool, session: &mut Session) -> Result<(), Error> {
         let host = self.connection.shared.host();
-        let text = session::notice(&format!("could not open a session on \"{}\"", host.identity.name), why, *terminal);
+        let text = session::notice(&format!("could not open a session on \"{}\"", host.identity.name), why, terminal);
         session.channel_success(channel)?;
         session.extended_data(channel, 1, Bytes::from(text))?;
         session.exit_status_request(channel, session::REFUSED)?;
         session.eof(channel)?;
         session.close(channel)?;
         self.slots.remove(&channel);
-        Ok(true)
+        Ok(())
+    }
+
+    /// Whether the permit of this connection still holds: it may be days old, and the end of it takes a moment to be carried
+    /// out. What runs may go on after the certificate's end; nothing new begins.
+    async fn still(&mut self, granted: &Granted) -> Result<(), Public> {
+        if let Some(why) = self.connection.over.borrow().clone() {
+            return Err(why);
+        }
+        match self.connection.decide(&granted.entered) {
+            Ok(_) => Ok(()),
+            Err(denied) => {
+                let public = denied.public();
+                self.denied(denied).await;
+                Err(public)
+            }
+        }
     }
 
     async fn start(&mut self, channel: ChannelId, request: Request, program: Program, session: &mut Session) -> Result<(), Error> {
@@ -163,6 +186,12 @@ impl Door {
             return Ok(());
         }
         let Some(permit) = self.decide(channel, request).await else { return session.channel_failure(channel) };
+        if let Some(granted) = self.granted()
+            && let Err(why) = self.still(&granted).await
+        {
+            let terminal = matches!(self.slots.get(&channel), Some(Slot::Fresh(fresh)) if fresh.pty.is_some());
+            return self.turn_away(channel, &why, terminal, session);
+        }
         let (Some(granted), Some(Slot::Fresh(fresh))) = (self.granted(), self.slots.remove(&channel)) else {
             return session.channel_failure(channel);
         };
@@ -348,6 +377,10 @@ impl Handler for Door {
                 return Ok(());
             }
         };
+        if let Err(why) = self.still(&granted).await {
+            reply.reject(failure(&why)).await;
+            return Ok(());
+        }
         let forwards = self.slots.values().filter(|slot| matches!(slot, Slot::Forward { .. })).count();
         let (Ok(port), true) = (u16::try_from(port), forwards < MOST_FORWARDS) else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;

@@ -387,6 +387,9 @@ impl Stage<'_> {
                 },
                 () = pulse.quiet(grace), if exit.is_some() => all_out = true,
                 order = orders.recv() => match order {
+                    Some(Control::Signal(_)) if exit.is_some() => {
+                        // Its process id may be somebody else's by now, and we may signal anybody.
+                    }
                     Some(order) => self.obey(order, master.as_deref(), resize.as_ref()).await,
                     None => return Ended::Gone,
                 },

@@ -67,6 +67,22 @@ async fn a_session_outlives_its_certificate_when_no_role_says_otherwise() {
 }
 
 #[tokio::test]
+async fn nothing_new_begins_on_a_connection_whose_certificate_has_ended() {
+    let world = World::new();
+    let mut identity = world.identity("alice");
+    identity.expires = Time::from(std::time::SystemTime::now()).plus(Duration::from_millis(2200));
+    let client = world.enter(own_login().as_str(), &world.badge_of(&identity)).await;
+    // Opened while the certificate was good; what was started then goes on.
+    let early = client.channel_open_session().await.unwrap();
+    assert_eq!(exec(&client, "sleep 3; echo still here", "").await.text().trim(), "still here");
+    early.exec(true, "echo new").await.unwrap();
+    let output = collect(&mut early.split().0).await;
+    assert!(output.stdout.is_empty() && output.errors().contains("the certificate ended"), "{output:?}");
+    assert_eq!(output.status, Some(255));
+    assert!(client.channel_open_direct_tcpip("127.0.0.1", 9, "127.0.0.1", 1).await.is_err());
+}
+
+#[tokio::test]
 async fn an_idle_session_is_ended() {
     let world = World::new();
     let options = Options { client_idle_timeout: Some("300ms".parse().unwrap()), ..Options::default() };

@@ -223,6 +223,19 @@ async fn ports_are_forwarded_only_by_a_role_that_allows_it() {
 }
 
 #[tokio::test]
+async fn attack_row_8_a_login_without_an_account_forwards_nothing() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = u32::from(listener.local_addr().unwrap().port());
+    let world = World::new();
+    let client = world.enter("no-such-account", &world.badge("alice")).await;
+    assert!(client.channel_open_direct_tcpip("127.0.0.1", port, "127.0.0.1", 1).await.is_err());
+    let event = world.event("port").await;
+    assert_eq!((event.fields["success"].as_bool(), event.text("error")), (Some(false), "this host has no account \"no-such-account\""));
+    let came = tokio::select! { biased; _ = listener.accept() => true, () = std::future::ready(()) => false };
+    assert!(!came, "it was dialled");
+}
+
+#[tokio::test]
 async fn sftp_is_served_by_the_hosts_own_program() {
     let world = World::new();
     let client = world.alice().await;

@@ -35,7 +35,7 @@ pub(crate) async fn emit(call: Call, ask: pb::EmitEventsRequest) -> Result<pb::E
         if event.event.len() > 64 || event.code.len() > 16 {
             return Err(malformed("an event's name or code is too long"));
         }
-        if EventKind::ALL.iter().any(|kind| kind.name() == event.event && only_ours(*kind)) {
+        if EventKind::ALL.iter().any(|kind| (kind.name() == event.event || kind.code() == event.code) && only_ours(*kind)) {
             let what = format!("write \"{}\" events", event.event);
             return Err(rules::Denied::NotAllowed { who: call.name(), what }.into());
         }

@@ -12,7 +12,7 @@ mod writer;
 pub(crate) use search::{Found, Query, Verdict};
 
 use crate::metrics::{Metrics, count};
-use net::{backoff::Backoff, clock::SharedClock, task::Group};
+use net::{backoff::Backoff, clock::SharedClock, shutdown::Shutdown, task::Group};
 use serde::{Deserialize, Serialize};
 use std::{
     io,
@@ -72,6 +72,7 @@ struct Job {
 #[derive(Clone)]
 pub(crate) struct Audit {
     jobs: mpsc::Sender<Job>,
+    closing: Shutdown,
     head: watch::Receiver<Head>,
     dir: Arc<PathBuf>,
     cluster: ClusterId,
@@ -104,8 +105,15 @@ impl Audit {
             );
         }
         let hands = clock.clone();
-        group.spawn("audit", async move { write(writer, queue, tell, hands, metrics).await });
-        Ok(Self { jobs, head, dir: Arc::new(dir.to_owned()), cluster, anchor: Arc::new(anchor), clock })
+        let closing = Shutdown::new();
+        let closed = closing.clone();
+        group.spawn("audit", async move { write(writer, queue, tell, hands, metrics, closed).await });
+        Ok(Self { jobs, closing, head, dir: Arc::new(dir.to_owned()), cluster, anchor: Arc::new(anchor), clock })
+    }
+
+    /// Takes nothing more; what was handed over is still written.
+    pub(crate) fn close(&self) {
+        self.closing.stop();
     }
 
     /// A new event of this kind, now.
@@ -153,10 +161,24 @@ impl Audit {
 }
 
 /// Owns the writer: takes what waits, writes it with one fsync, answers.
-async fn write(mut writer: Writer, mut queue: mpsc::Receiver<Job>, tell: watch::Sender<Head>, clock: SharedClock, metrics: Arc<Metrics>) {
+async fn write(
+    mut writer: Writer,
+    mut queue: mpsc::Receiver<Job>,
+    tell: watch::Sender<Head>,
+    clock: SharedClock,
+    metrics: Arc<Metrics>,
+    closing: Shutdown,
+) {
     let mut jobs = Vec::new();
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2), 0);
-    while queue.recv_many(&mut jobs, GROUP).await > 0 {
+    loop {
+        tokio::select! {
+            taken = queue.recv_many(&mut jobs, GROUP) => if taken == 0 { return },
+            () = closing.stopping(), if !queue.is_closed() => {
+                queue.close();
+                continue;
+            }
+        }
         let events: Arc<Vec<Event>> = Arc::new(jobs.iter().flat_map(|job| job.events.iter().cloned()).collect());
         loop {
             let (batch, now) = (events.clone(), clock.now());

@@ -1,3 +1,5 @@
+//! The audit log against a hostile disk: torn ends, flipped bytes, missing lines and files, repeated events.
+
 use super::*;
 use net::clock::ManualClock;
 use std::fs;

@@ -196,7 +196,8 @@ impl Authorities {
 
     /// `sha256:<hex>` of each host key, for `--ca-pin`.
     pub(crate) fn pins(&self) -> Vec<String> {
-        self.host_public.keys.iter().filter(|key| key.active).map(|key| key.pin.clone()).collect()
+        // A pin is compared with the end of a TLS chain, and only the P-256 key signs those.
+        self.host_public.keys.iter().filter(|key| key.active && key.algorithm == P256).map(|key| key.pin.clone()).collect()
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A name in a certificate is a right: whoever holds it is believed to be that name. So nobody gets a name inside
 //! `lockgate.internal` (those say "Auth Service of this cluster"), nor one that looks like another host's id, nor a
-//! wildcard. X.509 names of the open world go to Proxies and Auth Services only: an SSH host with the Proxy's public name
-//! could stand in for the Proxy.
+//! wildcard. Names of the open world go to Proxies and Auth Services only: an SSH host with the Proxy's public name could
+//! stand in for the Proxy, and one with another host's name for that host; nor does a Proxy get the name of a host.
 
 use std::{collections::BTreeSet, net::IpAddr};
 use types::{HostId, HostIdentity, NodeName, SystemRole};
@@ -55,6 +55,11 @@ impl HostNames {
             }
         }
         Ok(Self(names))
+    }
+    /// Without those that are another's.
+    pub(crate) fn except(mut self, taken: impl Fn(&str) -> bool) -> Self {
+        self.0.retain(|name| !taken(&name.text()));
+        self
     }
     pub(crate) fn iter(&self) -> impl Iterator<Item = &HostName> {
         self.0.iter()
@@ -108,7 +113,7 @@ pub(crate) fn check_node_name(name: &NodeName) -> Result<(), BadHostName> {
 pub(crate) fn x509(host: &HostIdentity, extra: &HostNames) -> BTreeSet<HostName> {
     let mut names: BTreeSet<HostName> = host.roles.iter().map(|role| HostName::Dns(wire::sni::role_name(role, &host.cluster))).collect();
     names.insert(HostName::Dns(wire::sni::host_name(&host.id)));
-    if host.roles.iter().any(|role| matches!(role, SystemRole::Proxy | SystemRole::Auth)) {
+    if is_public(host) {
         names.extend(extra.iter().cloned());
         names.extend(read(host.name.as_str()).ok());
     }
@@ -118,8 +123,15 @@ pub(crate) fn x509(host: &HostIdentity, extra: &HostNames) -> BTreeSet<HostName>
 /// The principals of a host's SSH certificate.
 pub(crate) fn principals(host: &HostIdentity, extra: &HostNames) -> BTreeSet<String> {
     let mut names = rules::cert::host_names(host);
-    names.extend(extra.iter().map(HostName::text));
+    if is_public(host) {
+        names.extend(extra.iter().map(HostName::text));
+    }
     names
+}
+
+/// Whether strangers reach it by names of the open world.
+pub(crate) fn is_public(host: &HostIdentity) -> bool {
+    host.roles.iter().any(|role| matches!(role, SystemRole::Proxy | SystemRole::Auth))
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+//! What the authorities sign, and what they refuse to: attack rows 1, 2, 3 and 17 from the signer's side.
+
 use super::*;
 use crate::ca::{
     issue::{HOST_LIFE, Keys},

@@ -110,7 +110,13 @@ mod tests {
 
     #[test]
     fn what_configure_prints_is_read_back_without_fault() {
-        let text = rendered(&["--roles=node", "--proxy=p.example.com:3080", "--token=/run/token", "--node-labels=env=prod,team=a: b", "--node-name=db-7"]);
+        let text = rendered(&[
+            "--roles=node",
+            "--proxy=p.example.com:3080",
+            "--token=/run/token",
+            "--node-labels=env=prod,team=a: b",
+            "--node-name=db-7",
+        ]);
         let config = Config::parse(&text).unwrap();
         assert_eq!(config.check(), Vec::<String>::new());
         assert_eq!(config.ssh_service.labels["team"], "a: b");

@@ -51,7 +51,11 @@ async fn ready(State(diagnostics): State<Arc<Diagnostics>>) -> impl IntoResponse
 async fn metrics(State(diagnostics): State<Arc<Diagnostics>>) -> impl IntoResponse {
     let mut text = String::from("# HELP lockgate_build_info What this process is; always 1.\n# TYPE lockgate_build_info gauge\n");
     for role in &diagnostics.roles {
-        text.push_str(&format!("lockgate_build_info{{role=\"{role}\",version=\"{}\",gitref=\"{}\"}} 1\n", diagnostics.version, crate::GITREF));
+        text.push_str(&format!(
+            "lockgate_build_info{{role=\"{role}\",version=\"{}\",gitref=\"{}\"}} 1\n",
+            diagnostics.version,
+            crate::GITREF
+        ));
     }
     text.push_str("# HELP lockgate_component_ready Whether a component is ready.\n# TYPE lockgate_component_ready gauge\n");
     for (name, health) in diagnostics.board.snapshot() {

@@ -1,7 +1,10 @@
 //! `lockgate install systemd`: the unit. TERM stops at once, QUIT drains: `systemctl stop` drains first, within its time limit.
 
 use crate::exit::{Could as _, Outcome};
-use std::{path::{Path, PathBuf}, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 pub(super) fn systemd(output: Option<&Path>, env_file: &Path, pid_file: &Path, fd_limit: u32, program: Option<PathBuf>) -> Outcome {
     let program = match program {
@@ -13,7 +16,11 @@ pub(super) fn systemd(output: Option<&Path>, env_file: &Path, pid_file: &Path, f
         None => crate::output::write_out(&text).could("print the unit")?,
         Some(path) => {
             std::fs::write(path, text).could(format!("write {}", path.display()))?;
-            crate::output::write_out(&format!("Wrote {}. Next: systemctl daemon-reload && systemctl enable --now lockgate\n", path.display())).could("print")?;
+            crate::output::write_out(&format!(
+                "Wrote {}. Next: systemctl daemon-reload && systemctl enable --now lockgate\n",
+                path.display()
+            ))
+            .could("print")?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -17,7 +17,10 @@ impl Sources {
         let mut out = String::new();
         for (name, help, value) in self.auth.iter().flat_map(|metrics| metrics.snapshot()) {
             // Writing into a String cannot fail.
-            let _infallible = write!(out, "# HELP lockgate_auth_{name}_total {help}\n# TYPE lockgate_auth_{name}_total counter\nlockgate_auth_{name}_total {value}\n");
+            let _infallible = write!(
+                out,
+                "# HELP lockgate_auth_{name}_total {help}\n# TYPE lockgate_auth_{name}_total counter\nlockgate_auth_{name}_total {value}\n"
+            );
         }
         for sample in self.proxy.iter().flat_map(|metrics| metrics.samples()) {
             line(&mut out, sample.name, sample.label.as_ref().map(|(key, value)| (*key, value.as_str())), sample.value, sample.gauge);

@@ -36,7 +36,9 @@ enum Command {
     #[command(after_help = START_EXAMPLES)]
     Start(Box<StartArgs>),
     /// Prints a configuration file, or checks one
-    #[command(after_help = "Examples:\n  lockgate configure -o /etc/lockgate.yaml\n  lockgate configure --roles=node --proxy=proxy.example.com:3080 --token=/run/token --ca-pin=sha256:…\n  lockgate configure --test /etc/lockgate.yaml")]
+    #[command(
+        after_help = "Examples:\n  lockgate configure -o /etc/lockgate.yaml\n  lockgate configure --roles=node --proxy=proxy.example.com:3080 --token=/run/token --ca-pin=sha256:…\n  lockgate configure --test /etc/lockgate.yaml"
+    )]
     Configure(Box<ConfigureArgs>),
     /// Says whether this shell is a Lockgate session, and how the local services are
     Status {
@@ -68,7 +70,10 @@ enum Command {
     Man { dir: PathBuf },
     /// Writes the generated parts of the documentation
     #[command(hide = true)]
-    Reference { #[arg(long)] dir: PathBuf },
+    Reference {
+        #[arg(long)]
+        dir: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]

@@ -12,7 +12,11 @@ use types::{Code, HostId, Public};
 pub(super) fn make_private(directory: &Path) -> Result<(), Public> {
     let failed = |error: std::io::Error| {
         let public = Public::new(Code::Config, format!("{}: {error}", directory.display()));
-        if error.kind() == std::io::ErrorKind::PermissionDenied { public.hint("run as root, or choose another place with --data-dir") } else { public }
+        if error.kind() == std::io::ErrorKind::PermissionDenied {
+            public.hint("run as root, or choose another place with --data-dir")
+        } else {
+            public
+        }
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
     let mode = std::fs::metadata(directory).map_err(failed)?.permissions().mode();
@@ -30,7 +34,8 @@ pub(super) fn host_id(data_dir: &Path) -> Result<HostId, Public> {
         Ok(text) => text.trim().parse().map_err(|error| failed(&error)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let id = HostId::from_uuid(uuid::Uuid::new_v4());
-            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(|error| failed(&error))?;
+            let mut file =
+                std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(|error| failed(&error))?;
             file.write_all(format!("{id}\n").as_bytes()).and_then(|()| file.sync_all()).map_err(|error| failed(&error))?;
             Ok(id)
         }
@@ -43,7 +48,8 @@ pub(super) struct PidFile(PathBuf);
 
 impl PidFile {
     pub(super) fn write(path: PathBuf) -> Result<Self, Public> {
-        std::fs::write(&path, format!("{}\n", std::process::id())).map_err(|error| Public::new(Code::Config, format!("the pid file {}: {error}", path.display())))?;
+        std::fs::write(&path, format!("{}\n", std::process::id()))
+            .map_err(|error| Public::new(Code::Config, format!("the pid file {}: {error}", path.display())))?;
         Ok(Self(path))
     }
 }

@@ -132,7 +132,14 @@ fn settle(config: &Config, args: &StartArgs) -> Result<Settings, String> {
         None => host_name()?,
     };
     let mut labels: Labels = config.ssh_service.labels.clone();
-    labels.extend(args.labels.as_deref().map(types::label::parse_labels).transpose().map_err(|error| format!("--labels: {error}"))?.unwrap_or_default());
+    labels.extend(
+        args.labels
+            .as_deref()
+            .map(types::label::parse_labels)
+            .transpose()
+            .map_err(|error| format!("--labels: {error}"))?
+            .unwrap_or_default(),
+    );
     let data_dir = general.data_dir.clone().unwrap_or_else(|| config::DEFAULT_DATA_DIR.into());
     Ok(Settings {
         auth: auth(config, &data_dir, roles.contains(&SystemRole::Proxy))?,

@@ -24,14 +24,7 @@ use net::{
     shutdown::Shutdown,
     task::Group,
 };
-use std::{
-    collections::BTreeSet,
-    net::SocketAddr,
-    path::PathBuf,
-    process::ExitCode,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::watch};
 use types::{
     Code, Extra, HostId, Metadata, Public, Resource, SystemRole, Time, Version,
@@ -158,7 +151,15 @@ async fn serve(process: &mut Process) -> Result<(), Public> {
     keep_present(process, &api, &member_roles, proxy_addr, ssh, &receiver);
     process.tasks.spawn(
         "renew certificates",
-        host::keep_renewed(sender, api, identity_path(&process.settings), names(&process.settings), process.clock.clone(), rand::random(), process.shutdown.clone()),
+        host::keep_renewed(
+            sender,
+            api,
+            identity_path(&process.settings),
+            names(&process.settings),
+            process.clock.clone(),
+            rand::random(),
+            process.shutdown.clone(),
+        ),
     );
     Ok(())
 }
@@ -181,7 +182,8 @@ async fn start_auth(process: &mut Process) -> Result<Arc<auth::Auth>, Public> {
         names: settings.public_addr.iter().filter_map(|address| host_part(address)).chain(names(&process.settings)).collect(),
         ..auth::Config::new(process.settings.data_dir.clone(), process.host_id, process.settings.nodename.clone())
     };
-    let world = auth::World { clock: process.clock.clone(), version: process.version.clone(), health: process.board.clone(), listener: None };
+    let world =
+        auth::World { clock: process.clock.clone(), version: process.version.clone(), health: process.board.clone(), listener: None };
     let auth = Arc::new(auth::build(config, world).await.map_err(|error| error.public())?);
     process.metrics.store(metrics::Sources { auth: Some(auth.metrics()), ..(*process.metrics.load()).clone() });
     let (running, ours, process_ends) = (auth.clone(), Shutdown::new(), process.shutdown.clone());
@@ -202,22 +204,31 @@ async fn credentials(process: &Process, auth: Option<&auth::Auth>, roles: &BTree
     if let Some(auth) = auth {
         let key = KeyPair::generate().map_err(|error| Public::new(Code::Internal, error.to_string()))?;
         let public = key.ssh_public().map_err(|error| Public::new(Code::Internal, error.to_string()))?;
-        let reply = auth.issue_local(process.host_id, settings.nodename.clone(), roles.clone(), names(settings), public, key.spki_der()).await?;
+        let reply =
+            auth.issue_local(process.host_id, settings.nodename.clone(), roles.clone(), names(settings), public, key.spki_der()).await?;
         let address = Some(auth.local_addr().to_string());
         return HostCredentials::from_reply(key, &reply, address).map_err(|error| error.public());
     }
     let path = identity_path(settings);
     match HostCredentials::load(&path) {
         Ok(kept) if kept.identity.roles.is_superset(roles) && kept.expires > process.clock.now() => return Ok(kept),
-        Ok(kept) => tracing::warn!(expires = %kept.expires, roles = %shown(&kept.identity.roles), "the kept certificates have expired or lack a role; joining anew"),
+        Ok(kept) => {
+            tracing::warn!(expires = %kept.expires, roles = %shown(&kept.identity.roles), "the kept certificates have expired or lack a role; joining anew")
+        }
         Err(error) if error.is_missing() => {}
         Err(error) => return Err(error.public()),
     }
     let Some(join) = &settings.join else { return Err(Public::new(Code::Config, "there is no way to an Auth Service")) };
     let Some(token) = &join.token else {
-        return Err(Public::new(Code::TokenInvalid, "this host has not joined the cluster yet and no token is given").hint("`tctl tokens add` prints the command for this host"));
+        return Err(Public::new(Code::TokenInvalid, "this host has not joined the cluster yet and no token is given")
+            .hint("`tctl tokens add` prints the command for this host"));
     };
-    let pins = join.pins.iter().map(|pin| pin.parse()).collect::<Result<Vec<_>, _>>().map_err(|_| Public::new(Code::CaPin, "a pin cannot be read"))?;
+    let pins = join
+        .pins
+        .iter()
+        .map(|pin| pin.parse())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| Public::new(Code::CaPin, "a pin cannot be read"))?;
     let joining = Joining {
         via: by(&join.by),
         token: token.clone(),
@@ -254,14 +265,24 @@ async fn join_patiently(process: &Process, joining: &Joining) -> Result<HostCred
     }
 }
 
-async fn start_proxy(process: &mut Process, via: &Via, credentials: watch::Receiver<Arc<HostCredentials>>, api: &Api, cache: &Cache) -> Result<SocketAddr, Public> {
+async fn start_proxy(
+    process: &mut Process,
+    via: &Via,
+    credentials: watch::Receiver<Arc<HostCredentials>>,
+    api: &Api,
+    cache: &Cache,
+) -> Result<SocketAddr, Public> {
     let settings = &process.settings.proxy;
     let config = proxy::Config {
         listen_addr: settings.listen_addr,
         ssh_listen_addr: settings.ssh_listen_addr,
         public_addrs: public_addrs(&process.settings),
         auth_servers: vec![via.addr().to_owned()],
-        https_keypairs: settings.keypairs.iter().map(|pair| proxy::KeypairFiles { cert_file: pair.cert_file.clone(), key_file: pair.key_file.clone() }).collect(),
+        https_keypairs: settings
+            .keypairs
+            .iter()
+            .map(|pair| proxy::KeypairFiles { cert_file: pair.cert_file.clone(), key_file: pair.key_file.clone() })
+            .collect(),
         ..proxy::Config::default()
     };
     let world = proxy::World {
@@ -284,7 +305,14 @@ async fn start_proxy(process: &mut Process, via: &Via, credentials: watch::Recei
 }
 
 /// How the SSH Service of this process is reached: the port of its listener, or by tunnel.
-async fn start_agent(process: &mut Process, via: &Via, own_proxy: Option<SocketAddr>, credentials: watch::Receiver<Arc<HostCredentials>>, api: &Api, cache: &Cache) -> Result<Option<u16>, Public> {
+async fn start_agent(
+    process: &mut Process,
+    via: &Via,
+    own_proxy: Option<SocketAddr>,
+    credentials: watch::Receiver<Arc<HostCredentials>>,
+    api: &Api,
+    cache: &Cache,
+) -> Result<Option<u16>, Public> {
     let proxies = match (own_proxy, via) {
         (Some(addr), _) => vec![loopback(addr).to_string()],
         (None, Via::Proxy(addr)) => vec![addr.clone()],
@@ -306,7 +334,8 @@ async fn start_agent(process: &mut Process, via: &Via, own_proxy: Option<SocketA
         boot: process.boot_id,
         listener: None,
     };
-    let agent = agent::Agent::build(config, world).map_err(|error| Public::new(Code::Config, format!("the SSH Service could not {error}")))?;
+    let agent =
+        agent::Agent::build(config, world).map_err(|error| Public::new(Code::Config, format!("the SSH Service could not {error}")))?;
     let port = agent.local_addr().map(|addr| addr.port());
     match port {
         Some(port) => tracing::info!(port, "the SSH Service listens"),
@@ -318,7 +347,14 @@ async fn start_agent(process: &mut Process, via: &Via, own_proxy: Option<SocketA
 }
 
 /// Heartbeats of this process: one `member`, and a `node` when it serves SSH.
-fn keep_present(process: &Process, api: &Api, roles: &BTreeSet<SystemRole>, proxy: Option<SocketAddr>, ssh: Option<Option<u16>>, credentials: &watch::Receiver<Arc<HostCredentials>>) {
+fn keep_present(
+    process: &Process,
+    api: &Api,
+    roles: &BTreeSet<SystemRole>,
+    proxy: Option<SocketAddr>,
+    ssh: Option<Option<u16>>,
+    credentials: &watch::Receiver<Arc<HostCredentials>>,
+) {
     let (host_id, boot_id, started) = (process.host_id, process.boot_id, process.started);
     let (clock, version) = (process.clock.clone(), process.version.clone());
     let (nodename, skips) = (process.settings.nodename.clone(), process.settings.skip_version_check);
@@ -346,7 +382,13 @@ fn keep_present(process: &Process, api: &Api, roles: &BTreeSet<SystemRole>, prox
             extra: extra.clone(),
         };
         let node = ssh.map(|port| {
-            let node = Node { hostname: nodename.clone(), addr: String::new(), use_tunnel: port.is_none(), version: version.clone(), extra: Extra::new() };
+            let node = Node {
+                hostname: nodename.clone(),
+                addr: String::new(),
+                use_tunnel: port.is_none(),
+                version: version.clone(),
+                extra: Extra::new(),
+            };
             let mut metadata = Metadata::named(&host_id);
             metadata.labels = labels;
             Resource::new(metadata, node)
@@ -359,7 +401,9 @@ fn keep_present(process: &Process, api: &Api, roles: &BTreeSet<SystemRole>, prox
 
 async fn diagnostics(process: &Process) -> Result<(), Public> {
     let Some(addr) = process.settings.diag_addr else { return Ok(()) };
-    let listener = TcpListener::bind(addr).await.map_err(|error| Public::new(Code::Config, format!("the diagnostic address {addr} cannot be used: {error}")))?;
+    let listener = TcpListener::bind(addr)
+        .await
+        .map_err(|error| Public::new(Code::Config, format!("the diagnostic address {addr} cannot be used: {error}")))?;
     let sources = process.metrics.subscribe();
     let router = diag::router(Arc::new(diag::Diagnostics {
         board: process.board.clone(),

@@ -5,7 +5,12 @@ use crate::{
     output::{Format, show_value, write_out},
 };
 use serde::Serialize;
-use std::{io::{Read as _, Write as _}, net::{SocketAddr, TcpStream}, process::ExitCode, time::Duration};
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::ExitCode,
+    time::Duration,
+};
 
 #[derive(Serialize)]
 struct Status {
@@ -26,14 +31,21 @@ struct Session {
 
 pub(super) fn status(diag: SocketAddr, format: Format) -> Outcome {
     let env = |name: &str| std::env::var(name).unwrap_or_default();
-    let session = (!env("LOCKGATE_SESSION").is_empty())
-        .then(|| Session { user: env("LOCKGATE_USER"), cluster: env("LOCKGATE_CLUSTER"), host_id: env("LOCKGATE_HOST_ID"), session_id: env("LOCKGATE_SESSION") });
+    let session = (!env("LOCKGATE_SESSION").is_empty()).then(|| Session {
+        user: env("LOCKGATE_USER"),
+        cluster: env("LOCKGATE_CLUSTER"),
+        host_id: env("LOCKGATE_HOST_ID"),
+        session_id: env("LOCKGATE_SESSION"),
+    });
     let status = Status { session, services: ready(diag) };
     if format != Format::Text {
         return show_value(format, &status).could("print the status").map(|()| ExitCode::SUCCESS);
     }
     let mut text = match &status.session {
-        Some(session) => format!("User ID:      {}\nCluster Name: {}\nHost UUID:    {}\nSession ID:   {}\n", session.user, session.cluster, session.host_id, session.session_id),
+        Some(session) => format!(
+            "User ID:      {}\nCluster Name: {}\nHost UUID:    {}\nSession ID:   {}\n",
+            session.user, session.cluster, session.host_id, session.session_id
+        ),
         None => "This shell is not a Lockgate session.\n".into(),
     };
     match status.services.as_ref().and_then(|value| value.as_object()) {

@@ -33,7 +33,13 @@ pub(crate) fn ls(global: &Global, filter: &Filter, format: Format) -> Outcome {
     let mut table = Table::new(&["Time (UTC)", "Code", "Event", "User", "Details"]);
     for event in &events {
         match serde_json::from_value::<Event>(event.clone()) {
-            Ok(event) => table.row([event.time.whole_seconds().to_string(), event.code.clone(), event.event.clone(), event.text("user").to_owned(), details(&event)]),
+            Ok(event) => table.row([
+                event.time.whole_seconds().to_string(),
+                event.code.clone(),
+                event.event.clone(),
+                event.text("user").to_owned(),
+                details(&event),
+            ]),
             Err(_) => table.row(["", "", "", "", "an event that cannot be read here"]),
         }
     }
@@ -43,7 +49,8 @@ pub(crate) fn ls(global: &Global, filter: &Filter, format: Format) -> Outcome {
 
 /// The fields that tell most, in a fixed order.
 fn details(event: &Event) -> String {
-    const FIELDS: [&str; 10] = ["login", "server_hostname", "command", "kind", "name", "version", "addr.remote", "error", "sid", "exit_status"];
+    const FIELDS: [&str; 10] =
+        ["login", "server_hostname", "command", "kind", "name", "version", "addr.remote", "error", "sid", "exit_status"];
     let show = |field: &&str| {
         let value = event.fields.get(*field)?;
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -57,14 +64,17 @@ pub(crate) fn verify(global: &Global, format: Format) -> Outcome {
     let connection = connect::open(global)?;
     let reply = connection.run(connection.api().verify_audit()).could("verify the audit log")?;
     if format != Format::Text {
-        show_value(format, &json!({"intact": reply.intact, "events": reply.events, "head": reply.head, "fault": reply.fault})).could("print the result")?;
+        show_value(format, &json!({"intact": reply.intact, "events": reply.events, "head": reply.head, "fault": reply.fault}))
+            .could("print the result")?;
     }
     if !reply.intact {
-        let cause = Public::new(Code::AuditBroken, reply.fault).hint("compare with a copy of the log made elsewhere; the events before the fault still hold");
+        let cause = Public::new(Code::AuditBroken, reply.fault)
+            .hint("compare with a copy of the log made elsewhere; the events before the fault still hold");
         return Err(Failure::new("verify the audit log", cause));
     }
     if format == Format::Text {
-        write_out(&format!("{}: {} events, head {}\n", Style::of_stdout().green("The audit log is intact"), reply.events, reply.head)).could("print the result")?;
+        write_out(&format!("{}: {} events, head {}\n", Style::of_stdout().green("The audit log is intact"), reply.events, reply.head))
+            .could("print the result")?;
     }
     Ok(ExitCode::SUCCESS)
 }

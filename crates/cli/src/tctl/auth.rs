@@ -23,7 +23,11 @@ pub(crate) fn export(global: &Global, kind: ExportType, fingerprint: bool) -> Ou
             (ExportType::TlsUser | ExportType::TlsHost, true) => format!("{}\n", key.pin),
             (ExportType::TlsUser | ExportType::TlsHost, false) => format!("{}\n", key.tls.trim_end()),
             (ExportType::User | ExportType::Host, true) => {
-                let parsed: russh::keys::PublicKey = key.ssh.parse().map_err(|_| Public::new(Code::Malformed, "an authority's key cannot be read")).could("read the authorities")?;
+                let parsed: russh::keys::PublicKey = key
+                    .ssh
+                    .parse()
+                    .map_err(|_| Public::new(Code::Malformed, "an authority's key cannot be read"))
+                    .could("read the authorities")?;
                 format!("{}\n", wire::identity::ssh_fingerprint(&parsed))
             }
             // The form of TrustedUserCAKeys, and of a line in known_hosts.
@@ -54,7 +58,8 @@ pub(crate) fn sign(global: &Global, args: &SignArgs) -> Outcome {
     let whom = args.user.clone().unwrap_or_else(|| args.host.join(", "));
     let written = write(args, &connection.cluster, &key, &reply).could("write the certificates")?;
     let files = written.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
-    write_out(&format!("The certificates for {whom} are in {files}, valid until {}.\n", crate::output::seconds(&reply.expires))).could("print")?;
+    write_out(&format!("The certificates for {whom} are in {files}, valid until {}.\n", crate::output::seconds(&reply.expires)))
+        .could("print")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -65,11 +70,13 @@ fn write(args: &SignArgs, cluster: &types::ClusterName, key: &KeyPair, reply: &w
         name.push(suffix);
         PathBuf::from(name)
     };
-    let put = |path: PathBuf, content: &str| net::tls::write_private(&path, content.as_bytes()).map(|()| path).map_err(|error| internal(&error));
+    let put =
+        |path: PathBuf, content: &str| net::tls::write_private(&path, content.as_bytes()).map(|()| path).map_err(|error| internal(&error));
     match args.format {
         SignFormat::File => {
             let trust = ClusterTrust::from_documents(cluster, &client::trust::documents(&reply.authorities).0);
-            let credentials = UserCredentials::new(key.clone(), &reply.ssh_certificate, &reply.tls_certificate, trust).map_err(|error| internal(&error))?;
+            let credentials = UserCredentials::new(key.clone(), &reply.ssh_certificate, &reply.tls_certificate, trust)
+                .map_err(|error| internal(&error))?;
             identity_file::save(&args.out, &credentials).map_err(|error| internal(&error))?;
             Ok(vec![args.out.clone()])
         }
@@ -79,7 +86,12 @@ fn write(args: &SignArgs, cluster: &types::ClusterName, key: &KeyPair, reply: &w
         }
         SignFormat::Tls => {
             let authorities = client::trust::documents(&reply.authorities).0;
-            let pem: String = authorities.iter().filter_map(|document| types::Resource::<CertAuthority>::from_document(document.clone()).ok()).flat_map(|authority| authority.spec.keys).map(|key| key.tls).collect();
+            let pem: String = authorities
+                .iter()
+                .filter_map(|document| types::Resource::<CertAuthority>::from_document(document.clone()).ok())
+                .flat_map(|authority| authority.spec.keys)
+                .map(|key| key.tls)
+                .collect();
             Ok(vec![put(stem(".key"), key.pkcs8_pem().expose())?, put(stem(".crt"), &reply.tls_certificate)?, put(stem(".cas"), &pem)?])
         }
     }

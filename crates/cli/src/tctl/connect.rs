@@ -25,8 +25,10 @@ pub(crate) fn open(global: &Global) -> Result<Connection, Failure> {
     let (path, named) = admin_file(global).could("find the Auth Service's data directory")?;
     match HostCredentials::load(&path) {
         Ok(credentials) => local(global, credentials).could("connect to the Auth Service"),
-        Err(error) if error.is_missing() && !named => crate::tsh::profile::open_for_tctl(None, global.auth_server.as_deref(), global.skip_version_check)
-            .map_err(|failure| explain(&path, failure)),
+        Err(error) if error.is_missing() && !named => {
+            crate::tsh::profile::open_for_tctl(None, global.auth_server.as_deref(), global.skip_version_check)
+                .map_err(|failure| explain(&path, failure))
+        }
         Err(error) => {
             let hint = "run tctl as the user that runs the Auth Service, on its host; elsewhere log in with tsh, or give --identity";
             Err(Failure::new("read the administrator's credentials", error.public().hint(hint)))
@@ -37,8 +39,9 @@ pub(crate) fn open(global: &Global) -> Result<Connection, Failure> {
 /// Neither way led anywhere: says both.
 fn explain(path: &Path, failure: Failure) -> Failure {
     if failure.cause().is(Code::LoginRequired) {
-        let cause = Public::new(Code::LoginRequired, format!("there is no administrator's identity at {} and nobody is logged in", path.display()))
-            .hint("on the Auth Service's host give its --data-dir; elsewhere log in: tsh login --proxy=…");
+        let cause =
+            Public::new(Code::LoginRequired, format!("there is no administrator's identity at {} and nobody is logged in", path.display()))
+                .hint("on the Auth Service's host give its --data-dir; elsewhere log in: tsh login --proxy=…");
         return Failure::new("connect to the Auth Service", cause);
     }
     failure
@@ -64,7 +67,8 @@ fn local(global: &Global, credentials: HostCredentials) -> Result<Connection, Pu
     let runtime = runtime()?;
     let cluster = credentials.cluster().clone();
     let address = global.auth_server.clone().or_else(|| credentials.auth_addr.clone()).unwrap_or_else(|| "127.0.0.1:3025".into());
-    let access = Access::cluster(&credentials.trust, Some(credentials.tls.clone())).map_err(|error| Public::new(Code::Certificate, error.to_string()))?;
+    let access = Access::cluster(&credentials.trust, Some(credentials.tls.clone()))
+        .map_err(|error| Public::new(Code::Certificate, error.to_string()))?;
     let api = runtime.block_on(async {
         Api::new(Settings {
             via: Via::Auth(address),

@@ -7,7 +7,10 @@ use crate::{
 };
 use serde_json::json;
 use std::{process::ExitCode, time::Duration};
-use types::{Code, ControlRecord, Labels, Public, Resource, Time, Version, kind::{Member, Node}};
+use types::{
+    Code, ControlRecord, Labels, Public, Resource, Time, Version,
+    kind::{Member, Node},
+};
 use upgrade::inventory::{Inventory, Row, summarise};
 
 /// Which members `ls` shows.
@@ -29,7 +32,8 @@ pub(crate) fn ls(global: &Global, filter: &Filter, format: Format) -> Outcome {
         .run(async {
             let members = connection.api().list::<Member>(&Labels::new()).await?.items;
             let control = connection.api().get_raw("control", "control").await?;
-            let control: ControlRecord = serde_json::from_value(control.spec).map_err(|error| Public::new(Code::Malformed, format!("the control record cannot be read: {error}")))?;
+            let control: ControlRecord = serde_json::from_value(control.spec)
+                .map_err(|error| Public::new(Code::Malformed, format!("the control record cannot be read: {error}")))?;
             Ok::<_, Public>((members, control))
         })
         .could("list the members")?;
@@ -44,9 +48,15 @@ pub(crate) fn ls(global: &Global, filter: &Filter, format: Format) -> Outcome {
     if format != Format::Text {
         let list: Vec<_> = rows.iter().map(|row| json!({"hostname": row.hostname, "host_id": row.host_id, "services": row.services.split(',').collect::<Vec<_>>(), "version": row.version,
             "state": row.state, "started": row.started, "last_seen": row.last_seen, "online": row.online, "skips_version_check": row.skips_version_check, "upgrade": row.standing.as_str()})).collect();
-        let alerts: Vec<_> = alerts.iter().map(|alert| json!({"severity": format!("{:?}", alert.severity).to_lowercase(), "text": alert.text, "cure": alert.cure})).collect();
-        let counts: Vec<_> = by_version.iter().map(|((service, version), count)| json!({"service": service, "version": version, "count": count})).collect();
-        return show_value(format, &json!({"members": list, "counts": counts, "alerts": alerts})).could("print the members").map(|()| ExitCode::SUCCESS);
+        let alerts: Vec<_> = alerts
+            .iter()
+            .map(|alert| json!({"severity": format!("{:?}", alert.severity).to_lowercase(), "text": alert.text, "cure": alert.cure}))
+            .collect();
+        let counts: Vec<_> =
+            by_version.iter().map(|((service, version), count)| json!({"service": service, "version": version, "count": count})).collect();
+        return show_value(format, &json!({"members": list, "counts": counts, "alerts": alerts}))
+            .could("print the members")
+            .map(|()| ExitCode::SUCCESS);
     }
     let mut table = Table::new(&Row::HEADINGS);
     rows.iter().for_each(|row| table.row(row.cells()));
@@ -72,7 +82,11 @@ pub(crate) fn nodes(global: &Global, labels: Option<&str>, verbose: bool, format
     let labels = labels.map(types::label::parse_labels).transpose().could("read the labels")?.unwrap_or_default();
     let connection = connect::open(global)?;
     let nodes = connection.run(connection.api().list::<Node>(&labels)).could("list the hosts")?;
-    let mut table = Table::new(if verbose { &["Host", "UUID", "Public Address", "Version", "Expires", "Labels"] } else { &["Host", "UUID", "Public Address", "Version", "Labels"] });
+    let mut table = Table::new(if verbose {
+        &["Host", "UUID", "Public Address", "Version", "Expires", "Labels"]
+    } else {
+        &["Host", "UUID", "Public Address", "Version", "Labels"]
+    });
     for node in &nodes.items {
         let address = if node.spec.use_tunnel { "⟵ tunnel".to_owned() } else { node.spec.addr.clone() };
         let mut cells = vec![node.spec.hostname.to_string(), node.name().to_string(), address, node.spec.version.to_string()];

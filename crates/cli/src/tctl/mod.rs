@@ -127,7 +127,9 @@ enum Command {
 #[derive(Subcommand, Debug)]
 enum Users {
     /// Adds a user and prints an invitation link
-    #[command(after_help = "Examples:\n  tctl users add alice --roles=access --logins=alice,root\n  tctl users add ci --roles=access --logins=deploy --ttl=10m")]
+    #[command(
+        after_help = "Examples:\n  tctl users add alice --roles=access --logins=alice,root\n  tctl users add ci --roles=access --logins=deploy --ttl=10m"
+    )]
     Add {
         name: String,
         #[arg(long, value_delimiter = ',', required = true)]
@@ -230,7 +232,9 @@ enum Auth {
         fingerprint: bool,
     },
     /// Issues certificates for a user or a host that Lockgate does not run on
-    #[command(after_help = "Examples:\n  tctl auth sign --user=ci --out=ci.pem --ttl=1h\n  tctl auth sign --host=git.example.com --out=/etc/ssh/git --format=openssh")]
+    #[command(
+        after_help = "Examples:\n  tctl auth sign --user=ci --out=ci.pem --ttl=1h\n  tctl auth sign --host=git.example.com --out=/etc/ssh/git --format=openssh"
+    )]
     Sign(SignArgs),
 }
 

@@ -10,7 +10,11 @@ use crate::{
     output::{Format, Table, show, show_value, write_out},
 };
 use std::{io::Read as _, path::Path, process::ExitCode};
-use types::{Code, Document, Labels, Public, document::MAX_DOCUMENT, kind::{KINDS, canonical_kind}};
+use types::{
+    Code, Document, Labels, Public,
+    document::MAX_DOCUMENT,
+    kind::{KINDS, canonical_kind},
+};
 
 /// `tctl get`
 pub(crate) fn get(global: &Global, resources: &str, format: Option<Format>, verbose: bool) -> Outcome {
@@ -24,14 +28,17 @@ pub(crate) fn get(global: &Global, resources: &str, format: Option<Format>, verb
         Format::Yaml => {
             let mut text = String::new();
             for document in &documents {
-                let yaml = serde_saphyr::to_string(document).map_err(|error| Public::new(Code::Internal, error.to_string())).could("print the documents")?;
+                let yaml = serde_saphyr::to_string(document)
+                    .map_err(|error| Public::new(Code::Internal, error.to_string()))
+                    .could("print the documents")?;
                 text.push_str(&format!("---\n{}\n", yaml.trim_end()));
             }
             write_out(&text)
         }
         Format::Json => show_value(Format::Json, &documents),
         Format::Text => {
-            let mut table = Table::new(if verbose { &["Kind", "Name", "Revision", "Expires", "Labels"] } else { &["Kind", "Name", "Labels"] });
+            let mut table =
+                Table::new(if verbose { &["Kind", "Name", "Revision", "Expires", "Labels"] } else { &["Kind", "Name", "Labels"] });
             for document in &documents {
                 let mut cells = vec![document.kind.clone(), document.metadata.name.to_string()];
                 if verbose {
@@ -68,7 +75,8 @@ fn fetch(connection: &Connection, wanted: &str) -> Result<Vec<Document>, Public>
 /// `tctl create`
 pub(crate) fn create(global: &Global, file: Option<&Path>, force: bool) -> Outcome {
     let (text, shown) = read(file)?;
-    let documents = parse_many(&text).map_err(|fault| Failure::new("read the documents", Public::new(Code::Malformed, format!("{shown}{fault}"))))?;
+    let documents =
+        parse_many(&text).map_err(|fault| Failure::new("read the documents", Public::new(Code::Malformed, format!("{shown}{fault}"))))?;
     if documents.is_empty() {
         return Err(Failure::new("read the documents", usage(format!("{shown}: there is no document in it"))));
     }
@@ -103,7 +111,9 @@ fn read(file: Option<&Path>) -> Result<(String, String), Failure> {
     let mut text = String::new();
     let limit = (MAX_DOCUMENT * 16) as u64;
     match file.filter(|path| *path != Path::new("-")) {
-        None => std::io::stdin().take(limit).read_to_string(&mut text).could("read standard input").map(|_| (text, "standard input".to_owned())),
+        None => {
+            std::io::stdin().take(limit).read_to_string(&mut text).could("read standard input").map(|_| (text, "standard input".to_owned()))
+        }
         Some(path) => {
             let file = std::fs::File::open(path).could(format!("open {}", path.display()))?;
             file.take(limit).read_to_string(&mut text).could(format!("read {}", path.display()))?;
@@ -132,13 +142,15 @@ pub(crate) fn edit(global: &Global, resource: &str) -> Outcome {
     let [before] = documents.as_slice() else {
         return Err(Failure::new("edit", usage(format!("\"{resource}\" names {} documents; edit one: kind/name", documents.len()))));
     };
-    let yaml = serde_saphyr::to_string(before).map_err(|error| Public::new(Code::Internal, error.to_string())).could("prepare the document")?;
+    let yaml =
+        serde_saphyr::to_string(before).map_err(|error| Public::new(Code::Internal, error.to_string())).could("prepare the document")?;
     let text = in_editor(&yaml).could("edit the document")?;
     if text.trim() == yaml.trim() {
         write_out("Nothing was changed.\n").could("print")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let after = parse_many(&text).map_err(|fault| Failure::new("read the edited document", Public::new(Code::Malformed, format!("line{fault}"))))?;
+    let after = parse_many(&text)
+        .map_err(|fault| Failure::new("read the edited document", Public::new(Code::Malformed, format!("line{fault}"))))?;
     let [after] = after.as_slice() else {
         return Err(Failure::new("read the edited document", usage("the text holds not exactly one document")));
     };
@@ -161,7 +173,10 @@ fn in_editor(text: &str) -> Result<String, Public> {
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
         file.write_all(text.as_bytes()).map_err(failed)?;
     }
-    let editor = ["VISUAL", "EDITOR"].iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty())).unwrap_or_else(|| "vi".into());
+    let editor = ["VISUAL", "EDITOR"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        .unwrap_or_else(|| "vi".into());
     // The variable may hold arguments ("code --wait"): a shell splits it, the file's path is passed apart.
     let status = std::process::Command::new("/bin/sh").arg("-c").arg(format!("{editor} \"$1\"")).arg("sh").arg(&path).status();
     let read = std::fs::read_to_string(&path);

@@ -12,7 +12,9 @@ use types::{Labels, kind::CertAuthority};
 pub(crate) fn status(global: &Global, format: Format) -> Outcome {
     let connection = connect::open(global)?;
     let (ping, authorities) = connection
-        .run(async { Ok::<_, types::Public>((connection.api().ping().await?, connection.api().list::<CertAuthority>(&Labels::new()).await?)) })
+        .run(async {
+            Ok::<_, types::Public>((connection.api().ping().await?, connection.api().list::<CertAuthority>(&Labels::new()).await?))
+        })
         .could("read the cluster's status")?;
     if format != Format::Text {
         let cas: Vec<_> = authorities.items.iter().map(|ca| json!({"type": ca.spec.ca_type, "keys": ca.spec.keys})).collect();

@@ -12,7 +12,8 @@ use types::{Labels, Resource, SystemRole, Time, Ttl, kind::Token};
 /// `tctl tokens add`, `tctl nodes add`
 pub(crate) fn add(global: &Global, roles: &[String], value: Option<String>, labels: Option<&str>, ttl: Ttl, format: Format) -> Outcome {
     let labels = labels.map(types::label::parse_labels).transpose().could("read the labels")?.unwrap_or_default();
-    let roles: BTreeSet<String> = roles.iter().map(|role| if role == "ssh" { "node".to_owned() } else { role.trim().to_lowercase() }).collect();
+    let roles: BTreeSet<String> =
+        roles.iter().map(|role| if role == "ssh" { "node".to_owned() } else { role.trim().to_lowercase() }).collect();
     let connection = connect::open(global)?;
     let request = wire::api::CreateTokenRequest {
         roles: roles.iter().cloned().collect(),
@@ -53,8 +54,17 @@ pub(crate) fn ls(global: &Global, format: Format) -> Outcome {
     let mut table = Table::new(&["Token", "Type", "Labels", "Expiry Time (UTC)", "Name"]);
     for token in &tokens.items {
         let roles = token.spec.roles.iter().map(SystemRole::to_string).collect::<Vec<_>>().join(",");
-        let expires = token.metadata.expires.map_or_else(|| "never".into(), |at| format!("{} ({} left)", at.whole_seconds(), Ttl(std::time::Duration::from_secs(at.since(now).as_secs()))));
-        table.row([format!("{}…", token.spec.hint), roles, types::label::show_labels(&token.spec.labels), expires, token.name().to_string()]);
+        let expires = token.metadata.expires.map_or_else(
+            || "never".into(),
+            |at| format!("{} ({} left)", at.whole_seconds(), Ttl(std::time::Duration::from_secs(at.since(now).as_secs()))),
+        );
+        table.row([
+            format!("{}…", token.spec.hint),
+            roles,
+            types::label::show_labels(&token.spec.labels),
+            expires,
+            token.name().to_string(),
+        ]);
     }
     let documents: Vec<_> = tokens.items.iter().map(Resource::to_document).collect();
     show(format, &table, "No tokens. Make one: tctl tokens add --type=node", &documents).could("print the tokens")?;

@@ -72,7 +72,10 @@ pub(crate) fn update(global: &Global, name: &str, roles: Option<&[String]>, logi
         connection.api().update(&user).await
     });
     updated.could(format!("update user \"{name}\""))?;
-    write_out(&format!("User \"{name}\" has been updated. Certificates that exist keep their logins until they expire; roles count at once.\n")).could("print")?;
+    write_out(&format!(
+        "User \"{name}\" has been updated. Certificates that exist keep their logins until they expire; roles count at once.\n"
+    ))
+    .could("print")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -96,7 +99,13 @@ struct Invite {
 async fn invite(api: &Api, user: &UserName, ttl: Ttl) -> Result<Invite, Public> {
     let reply = api.create_invite(wire::api::CreateInviteRequest { user: user.to_string(), ttl: ttl.0.as_secs() }).await?;
     let ping = api.ping().await?;
-    Ok(Invite { user: user.clone(), secret: reply.secret, expires: crate::output::seconds(&reply.expires), proxy: connect::proxy_address(api).await, pins: ping.ca_pins })
+    Ok(Invite {
+        user: user.clone(),
+        secret: reply.secret,
+        expires: crate::output::seconds(&reply.expires),
+        proxy: connect::proxy_address(api).await,
+        pins: ping.ca_pins,
+    })
 }
 
 fn print_invite(invite: &Invite, first: &str, format: Format) -> Outcome {
@@ -108,7 +117,9 @@ fn print_invite(invite: &Invite, first: &str, format: Format) -> Outcome {
             invite.expires,
             Style::of_stdout().bold(&link)
         )),
-        Format::Json | Format::Yaml => show_value(format, &json!({"user": invite.user, "invite": link, "expires": invite.expires, "ca_pins": invite.pins})),
+        Format::Json | Format::Yaml => {
+            show_value(format, &json!({"user": invite.user, "invite": link, "expires": invite.expires, "ca_pins": invite.pins}))
+        }
     };
     done.could("print the invitation").map(|()| ExitCode::SUCCESS)
 }
@@ -123,7 +134,11 @@ fn parse_logins(logins: &[String]) -> Result<Vec<String>, Failure> {
 }
 
 fn no_such_role(role: &ResourceName, error: Public) -> Public {
-    if error.is(Code::NotFound) { Public::new(Code::NotFound, format!("there is no role \"{role}\"")).hint("tctl get roles") } else { error }
+    if error.is(Code::NotFound) {
+        Public::new(Code::NotFound, format!("there is no role \"{role}\"")).hint("tctl get roles")
+    } else {
+        error
+    }
 }
 
 fn join(names: &BTreeSet<ResourceName>) -> String {

@@ -139,7 +139,9 @@ fn user(global: &Global, known: Option<&Profile>) -> Result<UserName, Public> {
 
 /// Sets the password and the second factor that an invitation asks for, then logs in.
 async fn accept(global: &Global, args: &LoginArgs, link: &InviteLink, ttl: Option<Ttl>) -> Result<(), Public> {
-    let (web, ping) = reach(global, &link.proxy).await?;
+    // The link has the name that the Proxy knows itself by; whoever reaches it by another says so.
+    let proxy = profile::proxy_flag(global)?.unwrap_or_else(|| link.proxy.clone());
+    let (web, ping) = reach(global, &proxy).await?;
     check(&ping, args.cluster.as_deref())?;
     let invite = web.invite(&link.secret).await?;
     let password = ask::new_password(invite.user.as_str())?;
@@ -154,7 +156,7 @@ async fn accept(global: &Global, args: &LoginArgs, link: &InviteLink, ttl: Optio
             with_computed_code(&web, &mut login, authenticator, used.saturating_add(1), |step| step).await?
         }
     };
-    keep(args.out.as_deref(), &link.proxy, &ping, &credentials)
+    keep(args.out.as_deref(), &proxy, &ping, &credentials)
 }
 
 /// Hands the second factor to the person's telephone or to the script's file; returns it with a first code.

@@ -64,7 +64,9 @@ pub(crate) struct Global {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Gets certificates for a cluster; asks for password and one-time code
-    #[command(after_help = "Examples:\n  tsh login --proxy=proxy.example.com:3080 --user=alice\n  tsh login --invite=https://proxy.example.com:3080/web/invite/… --ca-pin=sha256:…\n\nWithout a terminal the password is read from standard input, first line, and the code from the second.\nThe file named by LOCKGATE_PASSWORD_FILE and the variable LOCKGATE_OTP serve as well.")]
+    #[command(
+        after_help = "Examples:\n  tsh login --proxy=proxy.example.com:3080 --user=alice\n  tsh login --invite=https://proxy.example.com:3080/web/invite/… --ca-pin=sha256:…\n\nWithout a terminal the password is read from standard input, first line, and the code from the second.\nThe file named by LOCKGATE_PASSWORD_FILE and the variable LOCKGATE_OTP serve as well."
+    )]
     Login(LoginArgs),
     /// Removes certificates from this machine
     Logout,
@@ -87,7 +89,9 @@ enum Command {
         verbose: bool,
     },
     /// Opens a shell on a host, or runs a command there
-    #[command(after_help = "Examples:\n  tsh ssh node1\n  tsh ssh alice@node1 -- df -h\n  tsh ssh -L 5432:localhost:5432 alice@db-7\n\nThe exit status is the command's; 255 when the session itself fails.")]
+    #[command(
+        after_help = "Examples:\n  tsh ssh node1\n  tsh ssh alice@node1 -- df -h\n  tsh ssh -L 5432:localhost:5432 alice@db-7\n\nThe exit status is the command's; 255 when the session itself fails."
+    )]
     Ssh(SshArgs),
     /// Local ends of connections for other programs
     Proxy {
@@ -260,8 +264,12 @@ pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
         Command::Proxy { what: ProxyCommand::Ssh { target, cluster } } => proxy_ssh::proxy_ssh(&global, &target, cluster.as_deref()),
         Command::Config { port } => config::config(&global, port),
         Command::Clusters { format, quiet } => ls::clusters(&global, format, quiet),
-        Command::Recordings { what: Recordings::Ls { from_utc, to_utc, last, limit, format } } => play::recordings(&global, &play::Window { from_utc, to_utc, last, limit }, format),
-        Command::Recordings { what: Recordings::Export { session, format: ExportFormat::Asciicast, out } } => play::export(&global, &session, out.as_deref()),
+        Command::Recordings { what: Recordings::Ls { from_utc, to_utc, last, limit, format } } => {
+            play::recordings(&global, &play::Window { from_utc, to_utc, last, limit }, format)
+        }
+        Command::Recordings { what: Recordings::Export { session, format: ExportFormat::Asciicast, out } } => {
+            play::export(&global, &session, out.as_deref())
+        }
         Command::Play { session, speed, max_pause, format } => play::play(&global, &session, speed, max_pause, format),
         Command::Version { format, client } => version::version(&global, format, client),
         Command::Env { unset, format } => env::env(&global, unset, format),

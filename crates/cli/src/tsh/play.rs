@@ -33,7 +33,13 @@ pub(crate) fn recordings(global: &Global, window: &Window, format: Format) -> Ou
     let list = session.run(session.api().recordings(&text(from), &text(to), window.limit)).could("list the recordings")?;
     let mut table = Table::new(&["ID", "Type", "Participants", "Hostname", "Timestamp"]);
     for one in &list {
-        table.row([one.session.to_string(), one.kind.clone(), one.user.clone(), one.hostname.clone(), one.started.whole_seconds().to_string()]);
+        table.row([
+            one.session.to_string(),
+            one.kind.clone(),
+            one.user.clone(),
+            one.hostname.clone(),
+            one.started.whole_seconds().to_string(),
+        ]);
     }
     show(format, &table, "No recordings.", &list).could("print the recordings")?;
     Ok(ExitCode::SUCCESS)
@@ -56,7 +62,9 @@ pub(crate) fn play(global: &Global, session: &str, speed: f64, max_pause: Option
     match format {
         PlayFormat::Text => print_text(&entries).could("print the session")?,
         PlayFormat::Json => entries.iter().try_for_each(|entry| write_out(&format!("{}\n", as_json(entry)))).could("print the session")?,
-        PlayFormat::Yaml => crate::output::show_value(Format::Yaml, &entries.iter().map(as_json).collect::<Vec<_>>()).could("print the session")?,
+        PlayFormat::Yaml => {
+            crate::output::show_value(Format::Yaml, &entries.iter().map(as_json).collect::<Vec<_>>()).could("print the session")?
+        }
         PlayFormat::Pty => perform(&entries, speed, max_pause.map(|pause| pause.0)).could("play the session")?,
     }
     Ok(ExitCode::SUCCESS)
@@ -287,7 +295,7 @@ fn perform(entries: &[Entry], speed: f64, max_pause: Option<Duration>) -> Result
                 continue;
             }
         } else if let Some(wait) = wait {
-            std::thread::sleep(wait);
+            pause(wait);
         }
         if let Some(Entry { what: What::Output(bytes) | What::Stderr(bytes), .. }) = player.advance() {
             out.write_all(bytes).and_then(|()| out.flush()).map_err(broken)?;
@@ -297,12 +305,19 @@ fn perform(entries: &[Entry], speed: f64, max_pause: Option<Duration>) -> Result
     write_out("\n")
 }
 
+/// As long as the recorded person paused.
+#[allow(clippy::disallowed_methods, reason = "a player waits for time to pass, and for nothing else")]
+fn pause(length: Duration) {
+    std::thread::sleep(length);
+}
+
 /// A key within that time, or `None`.
 fn wait_for_key(wait: Option<Duration>) -> std::io::Result<Option<u8>> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let stdin = std::io::stdin();
     let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
-    let limit = wait.map(|wait| Timespec { tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(wait.subsec_nanos()) });
+    let limit =
+        wait.map(|wait| Timespec { tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(wait.subsec_nanos()) });
     if poll(&mut fds, limit.as_ref())? == 0 {
         return Ok(None);
     }

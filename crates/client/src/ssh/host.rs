@@ -6,7 +6,7 @@
 use crate::trust::ClusterTrust;
 use russh::keys::{Certificate, PublicKeyOrCertificate};
 use std::sync::Arc;
-use types::{HostId, Identity, Time};
+use types::{HostId, HostIdentity, Identity, SystemRole, Time};
 use wire::{
     identity::{BadIdentity, SshCert, SshCertKind},
     route::Target,
@@ -60,8 +60,22 @@ impl ExpectedHost {
         // Certificates of hosts that do not run Lockgate carry no identity; one that is there must agree.
         match facts.identity {
             None => Ok(()),
-            Some(Identity::Host(host)) if host.cluster == self.trust.cluster => Ok(()),
+            Some(Identity::Host(host)) if self.is_asked(&host, &asked) => Ok(()),
+            Some(Identity::Host(host)) if host.cluster == self.trust.cluster => {
+                Err(HostCheckError::OtherHost { asked, principals: vec![host.name.to_string(), host.id.to_string()] })
+            }
             Some(Identity::Host(_) | Identity::User(_)) => Err(HostCheckError::Foreign),
         }
+    }
+
+    /// An SSH host of the cluster, by its own id or name. Further principals are names it asked for itself, and a Proxy's
+    /// certificate is no host's: otherwise the Proxy on the way could answer in the place of the host.
+    fn is_asked(&self, host: &HostIdentity, asked: &str) -> bool {
+        let own = [host.id.to_string(), host.name.to_string()];
+        let named = own.iter().any(|own| asked.eq_ignore_ascii_case(own) || asked.eq_ignore_ascii_case(&format!("{own}.{}", host.cluster)));
+        named
+            && host.cluster == self.trust.cluster
+            && host.roles.contains(&SystemRole::Node)
+            && self.host_id.is_none_or(|expected| expected == host.id)
     }
 }

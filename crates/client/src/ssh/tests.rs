@@ -161,6 +161,17 @@ async fn a_host_proves_the_name_and_the_id_it_was_dialled_by() {
     }
     let error = world.connect(world.server(), world.connecting("node2")).await.unwrap_err();
     assert!(matches!(error, SshError::Host(HostCheckError::OtherHost { .. })), "{error}");
+    // Names beyond its own are what a member asked for itself: a Proxy's certificate does not stand for a host, nor does
+    // another host's, whatever its principals and whoever the Proxy says it is.
+    let proxy = world.demo.host_identity(world.host.id, "proxy", &[SystemRole::Proxy]);
+    let posing = world.demo.host_identity(world.host.id, "node2", &[SystemRole::Node]);
+    for holder in [proxy, posing, HostIdentity { roles: [SystemRole::Proxy].into(), ..world.host.clone() }] {
+        let names = [world.host.id.to_string(), "node1".to_owned()];
+        let holder = types::Identity::Host(holder);
+        let certificate =
+            world.demo.ssh_certificate(&world.demo.host_signer(), &world.public(), CertType::Host, &names, Some(&holder), &[]);
+        assert!(matches!(shown(&world, certificate).await, HostCheckError::OtherHost { .. }));
+    }
     // The right name, but not the host that the Proxy claims to have reached.
     let mut other = world.connecting("node1");
     other.expected.host_id = Some(HostId::from_uuid(uuid::Uuid::from_u128(6)));

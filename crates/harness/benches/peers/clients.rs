@@ -7,7 +7,7 @@ use crate::{
     report::{Report, row},
     step,
 };
-use harness::{Run, person::me};
+use harness::Run;
 use std::{
     io::Read as _,
     process::{Child, Stdio},
@@ -40,7 +40,7 @@ pub(crate) fn start_up(world: &World, report: &mut Report) {
 pub(crate) fn helper(world: &World, report: &mut Report) {
     report.section("Memory of a ProxyCommand", "One process per connection, connected and idle; KiB.");
     let mut rows = vec![row(["", "resident", "own (anonymous)", "proportional"])];
-    let target = format!("{}@node1", me());
+    let target = format!("{}@node1", world.login);
     let peer = world.peer.target_addr();
     for (name, run) in [("`tsh proxy ssh`", world.alice.tsh(["proxy", "ssh", &target])), ("`ssh -W` to the jump host", world.peer.ssh(&["-W", &peer, "jump"]))] {
         let mut child = Carrying(run.into_command().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a helper"));

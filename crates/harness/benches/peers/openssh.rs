@@ -3,7 +3,7 @@
 //! Its settings are the defaults, but for what a comparison needs: no passwords, no PAM, no reverse lookups, room for as many
 //! connections at once as Lockgate takes.
 
-use harness::{Run, cluster::free_port, eventually, person::me, process::Running};
+use harness::{Run, cluster::free_port, eventually, process::Running};
 use std::{
     fs,
     net::TcpStream,
@@ -19,7 +19,7 @@ pub(crate) struct OpenSsh {
 }
 
 impl OpenSsh {
-    pub(crate) fn start(directory: &Path) -> OpenSsh {
+    pub(crate) fn start(directory: &Path, login: &str) -> OpenSsh {
         fs::create_dir_all(directory).expect("a directory");
         // Debian's unit makes it, and there may be no unit here. Without root it is not needed.
         let _without_root = fs::create_dir_all("/run/sshd");
@@ -28,7 +28,7 @@ impl OpenSsh {
             keygen(&["-t", "ed25519", "-N", "", "-f", key]);
         }
         keygen(&["-s", "host_ca", "-I", "host", "-h", "-n", "jump,target", "host.pub"]);
-        keygen(&["-s", "user_ca", "-I", "user", "-n", me(), "-V", "+1h", "user.pub"]);
+        keygen(&["-s", "user_ca", "-I", "user", "-n", login, "-V", "+1h", "user.pub"]);
         let (jump_port, target_port) = (free_port(), free_port());
         let servers = [("jump", jump_port), ("target", target_port)].map(|(name, port)| serve(directory, name, port));
         let authority = fs::read_to_string(directory.join("host_ca.pub")).expect("the host authority");
@@ -41,7 +41,7 @@ impl OpenSsh {
         let everyone = format!(
             "Host *\n  User {}\n  IdentityFile {at}/user\n  CertificateFile {at}/user-cert.pub\n  IdentitiesOnly yes\n  UserKnownHostsFile {at}/known_hosts\n  \
              GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  BatchMode yes\n  LogLevel ERROR\n",
-            me()
+            login
         );
         fs::write(directory.join("config"), hosts + &everyone).expect("config");
         let peer = OpenSsh { directory: directory.to_owned(), target_port, _servers: servers };

@@ -7,7 +7,7 @@ use crate::{
     report::{Report, row},
     step,
 };
-use harness::{Run, person::me};
+use harness::Run;
 use std::{cell::RefCell, collections::BTreeMap, fs};
 
 const TSH: &str = "tsh ssh";
@@ -20,7 +20,7 @@ const DIRECT_AES: &str = "OpenSSH direct, told to use aes256-gcm";
 /// `tsh ssh` and the two ways of OpenSSH alone.
 fn three<'a>(world: &'a World, command: &'a str) -> Vec<Contestant<'a>> {
     vec![
-        Contestant::new(TSH, move || world.alice.ssh(&format!("{}@node1", me()), command)),
+        Contestant::new(TSH, move || world.alice.ssh(&format!("{}@node1", world.login), command)),
         Contestant::new(DIRECT, move || world.peer.ssh(&["target", command])),
         Contestant::new(JUMP, move || world.peer.ssh(&["-J", "jump", "target", command])),
     ]
@@ -31,7 +31,7 @@ fn plain_ssh<'a>(world: &'a World, command: &'a str) -> [Contestant<'a>; 2] {
     let path = world.cluster.home.join("ssh_config");
     let lines = format!("{}\nHost *\n  BatchMode yes\n  LogLevel ERROR\n  GlobalKnownHostsFile /dev/null\n", world.alice.tsh(["config"]).go().ok());
     fs::write(&path, lines).expect("ssh's configuration");
-    let target = format!("{}@node1.{}", me(), world.cluster.name);
+    let target = format!("{}@node1.{}", world.login, world.cluster.name);
     let jump = format!("{}@127.0.0.1:{}", world.alice.name, world.cluster.jump_port);
     let (with_helper, with_jump) = ((path.clone(), target.clone()), (path, target));
     [
@@ -44,7 +44,7 @@ fn plain_ssh<'a>(world: &'a World, command: &'a str) -> [Contestant<'a>; 2] {
 pub(crate) fn set_up(world: &World, report: &mut Report) {
     let mut contestants = three(world, "true");
     contestants.extend(plain_ssh(world, "true"));
-    let shell = nix::unistd::User::from_name(me()).ok().flatten().map(|user| user.shell).expect("a shell");
+    let shell = nix::unistd::User::from_name(world.login).ok().flatten().map(|user| user.shell).expect("a shell");
     // The variable makes a Debian bash read ~/.bashrc, as it does under sshd.
     contestants.push(Contestant::new("the login's shell alone, without SSH", move || Run::new(&shell).args(["-c", "true"]).env("SSH_CLIENT", "::1 1 1")));
     step(&format!("session set-up, {} rounds", world.scale.rounds));

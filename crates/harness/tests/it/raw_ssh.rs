@@ -24,9 +24,9 @@ impl Plain {
         let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut plain = Plain { reader: BufReader::new(stream.try_clone().unwrap()), writer: stream };
+        plain.writer.write_all(b"SSH-2.0-byhand_1\r\n").unwrap();
         let line = plain.line().unwrap();
         assert!(line.starts_with(b"SSH-2.0-"), "{}", String::from_utf8_lossy(&line));
-        plain.writer.write_all(b"SSH-2.0-byhand_1\r\n").unwrap();
         plain
     }
 

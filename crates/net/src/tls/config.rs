@@ -28,6 +28,8 @@ const REMEMBERED_SERVERS: usize = 64;
 pub struct Asked<'a> {
     pub server_name: Option<&'a str>,
     pub alpn: Vec<&'a [u8]>,
+    /// Whether the client can check an Ed25519 certificate; browsers cannot.
+    pub ed25519: bool,
 }
 
 type Choose = dyn Fn(&Asked<'_>) -> Option<Arc<CertifiedKey>> + Send + Sync;
@@ -59,7 +61,8 @@ impl fmt::Debug for Certificates {
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let alpn = hello.alpn().map(Iterator::collect).unwrap_or_default();
-        (self.0)(&Asked { server_name: hello.server_name(), alpn })
+        let ed25519 = hello.signature_schemes().contains(&rustls::SignatureScheme::ED25519);
+        (self.0)(&Asked { server_name: hello.server_name(), alpn, ed25519 })
     }
 }
 

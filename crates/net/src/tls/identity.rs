@@ -28,6 +28,15 @@ impl KeyPair {
         };
         rcgen::KeyPair::generate_for(algorithm).map(Self).map_err(|error| TlsError::Generate(error.to_string()))
     }
+    /// A certificate that this key signs for itself: for clients that cannot check the cluster's own, and are asked by their
+    /// browser whether they trust it.
+    pub fn self_signed(&self, names: Vec<String>) -> Result<TlsIdentity, TlsError> {
+        let generate = |error: rcgen::Error| TlsError::Generate(error.to_string());
+        let mut params = rcgen::CertificateParams::new(names).map_err(generate)?;
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "Lockgate Proxy");
+        self.with_chain(vec![params.self_signed(&self.0).map_err(generate)?.der().clone()])
+    }
     /// SubjectPublicKeyInfo in DER: what is sent to be signed.
     pub fn public_der(&self) -> Vec<u8> {
         rcgen::PublicKeyData::subject_public_key_info(&self.0)

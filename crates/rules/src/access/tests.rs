@@ -370,3 +370,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_role_given_after_the_login_denies_at_once_and_allows_nothing_yet() {
+    let everywhere = json!({"allow": {"logins": ["app"], "node_labels": all_labels()}});
+    let keep_out = json!({
+        "allow": {"logins": ["root"], "node_labels": all_labels(), "rules": [{"resources": ["*"], "verbs": ["*"]}]},
+        "deny": {"node_labels": {"env": "prod"}, "rules": [{"resources": ["node"], "verbs": ["read"]}]},
+    });
+    let identity = identity("alice", &["dev"], &["app", "root"]);
+    let now = user("alice", &["dev", "keep-out"], &["app", "root"]);
+    let documents = vec![role("dev", everywhere), role("keep-out", keep_out)];
+    let roles = RoleSet::resolve(&identity, among(documents), CurrentUser::Known(&now));
+    assert!(!roles.allows_verb("user", "create") && roles.denies_verb("node", "read"));
+    let world = World { identity, roles, locks: Vec::new(), now: 1000, peer: None };
+    world.check("app", "env=dev", Ok(()));
+    world.check("app", "env=prod", UNKNOWN);
+    world.check("root", "env=dev", DENIED);
+}

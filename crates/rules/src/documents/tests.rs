@@ -160,3 +160,18 @@ fn reading_verbs_never_write_and_writing_verbs_never_read() {
         assert_eq!(decide_write(Caller::Host(&me), "role", verb, &rn("x")).is_ok(), verb.writes());
     }
 }
+
+#[test]
+fn a_certificate_for_one_host_has_no_rights_over_the_cluster() {
+    let mut identity = identity("alice", &["editor", "auditor"], &["alice"]);
+    let roles = roles(&identity, None);
+    for bound in [false, true] {
+        identity.restrictions.host = bound.then(|| host(1));
+        let caller = Caller::User { identity: &identity, roles: &roles };
+        assert_eq!(decide_write(caller, "user", Verb::Update, &rn("alice")).is_err(), bound);
+        assert_eq!(decide_write(caller, "token", Verb::Create, &rn("x")).is_err(), bound);
+        assert_eq!(decide_read(caller, "event", Verb::List).is_err(), bound);
+        assert_eq!(decide_read(caller, "recording", Verb::Read).is_err(), bound);
+        assert!(decide_read(caller, "cert_authority", Verb::Watch).is_ok());
+    }
+}

@@ -1,3 +1,5 @@
+//! What only SQLite can get wrong: foreign, newer and damaged files, modes, full and read-only databases.
+
 use super::open::{APPLICATION_ID, LAYOUT};
 use super::*;
 use crate::{Manual, System, scan};

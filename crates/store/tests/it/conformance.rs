@@ -1,3 +1,5 @@
+//! The conformance suite on both drivers, and the reference model under random operations.
+
 use crate::clock;
 use proptest::prelude::*;
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! Documents through the store: conditional updates, and unknown fields that survive at every level.
+
 use crate::{clock, key};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};

@@ -1,3 +1,5 @@
+//! What the memory driver does on purpose to find callers that assume too much.
+
 use crate::{clock, key};
 use std::sync::Arc;
 use store::memory::{Interrupt, Options};

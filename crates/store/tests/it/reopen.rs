@@ -1,3 +1,5 @@
+//! SQLite across processes and restarts: what was acknowledged is there, also after `kill -9`.
+
 use crate::{clock, key};
 use std::path::Path;
 use std::time::Duration;

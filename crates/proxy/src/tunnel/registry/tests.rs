@@ -1,3 +1,5 @@
+//! The registry by itself: every waiting session gets exactly one answer, whatever agents do and in which order.
+
 use super::*;
 use proptest::prelude::*;
 
