@@ -20,7 +20,7 @@ deps: ## what building and the demo need (Debian packages; only those missing)
 
 .PHONY: test-deps
 test-deps: deps ## what the tests need besides: the real OpenSSH, git, rsync
-	@scripts/deps.sh git openssh-client openssh-server rsync
+	@scripts/deps.sh git openssh-client openssh-server openssh-sftp-server rsync
 
 .PHONY: build
 build: deps ## the program, optimised, with its two other names, in target/demo

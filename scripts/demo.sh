@@ -81,8 +81,8 @@ for port in "${ports[@]}"; do
 done
 
 say "A cluster in one process: Auth Service, Proxy Service and SSH Service. Its state is in $data."
-show "lockgate start --data-dir=$data --nodename=node1 &"
-lockgate start --data-dir="$data" --nodename=node1 >"$work/lockgate.log" 2>&1 &
+show "lockgate start --data-dir=$data --nodename=node1 --labels=env=demo &"
+lockgate start --data-dir="$data" --nodename=node1 --labels=env=demo >"$work/lockgate.log" 2>&1 &
 server=$!
 until_prints "sha256:" "the cluster did not start" tctl --data-dir="$data" status
 until_prints "node1" "the SSH Service did not join" tctl --data-dir="$data" nodes ls

@@ -56,8 +56,11 @@ impl Door {
     }
 }
 
-fn installed() -> bool {
-    ["/usr/bin/ssh", "/usr/bin/scp", "/usr/lib/openssh/sftp-server"].iter().all(|path| Path::new(path).exists())
+/// The real programs, or a failure that names the cure: a test that does not run proves nothing.
+fn require_openssh() {
+    for path in ["/usr/bin/ssh", "/usr/bin/scp", "/usr/lib/openssh/sftp-server"] {
+        assert!(Path::new(path).exists(), "{path} is missing: make test-deps");
+    }
 }
 
 fn text(output: &Output) -> (String, String, Option<i32>) {
@@ -66,9 +69,7 @@ fn text(output: &Output) -> (String, String, Option<i32>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn openssh_runs_commands_and_terminals() {
-    if !installed() {
-        return;
-    }
+    require_openssh();
     let door = Door::open().await;
     assert_eq!(text(&door.ssh(&["node1", "echo out; echo err >&2; exit 9"]).await), ("out\n".into(), "err\n".into(), Some(9)));
     let (out, _, status) = text(&door.ssh(&["-tt", "node1", "test -t 0 && stty size >/dev/null && echo terminal"]).await);
@@ -82,9 +83,7 @@ async fn openssh_runs_commands_and_terminals() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn openssh_copies_files_there_and_back() {
-    if !installed() {
-        return;
-    }
+    require_openssh();
     let door = Door::open().await;
     let path = |name: &str| door.files.path().join(name);
     let bytes: Vec<u8> = (0u32..2 << 20).flat_map(u32::to_le_bytes).collect();
@@ -103,9 +102,7 @@ async fn openssh_copies_files_there_and_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn openssh_shares_one_connection_among_sessions() {
-    if !installed() {
-        return;
-    }
+    require_openssh();
     let door = Door::open().await;
     let socket = format!("ControlPath={}", door.files.path().join("mux").display());
     let mut master = door.command("ssh").args(["-M", "-N", "-o", &socket, "node1"]).spawn().unwrap();

@@ -6,7 +6,7 @@
 use crate::{
     ca::{
         issue::{HOST_LIFE, Issued, Keys},
-        names::{HostNames, check_node_name, is_public},
+        names::{HostNames, check_node_name},
     },
     core::{Call, Core, Fault, Who, malformed},
     login::asked_ttl,
@@ -18,8 +18,8 @@ use rules::{
     issue::{LoginRequest, Narrower},
     permit::{Issue, SessionOptions},
 };
-use std::{collections::BTreeSet, time::Duration};
-use types::{EventKind, HostIdentity, Identity, Labels, SystemRole, UserName, kind::Node};
+use std::time::Duration;
+use types::{EventKind, HostIdentity, Identity, Labels, SystemRole, UserName};
 use wire::api as pb;
 
 /// Signs for a member and puts the answer together. Returns the serial number too.
@@ -32,7 +32,7 @@ pub(crate) fn host_credentials(
     labels: Labels,
 ) -> Result<(pb::HostCredentials, String), Fault> {
     check_node_name(&identity.name)?;
-    let names = free_names(core, identity, HostNames::read(names.iter().map(String::as_str))?);
+    let names = HostNames::read(names.iter().map(String::as_str))?;
     let keys = Keys::both(ssh, tls)?;
     let issued = core.authorities.issue_host(identity, &names, &keys, HOST_LIFE, core.now())?;
     count(&core.metrics.certificates);
@@ -44,23 +44,6 @@ pub(crate) fn host_credentials(
         labels: labels.into_iter().collect(),
     };
     Ok((reply, issued.serial))
-}
-
-/// Takes the names of SSH hosts away from a Proxy: with one of them it could answer in the place of the host.
-fn free_names(core: &Core, identity: &HostIdentity, names: HostNames) -> HostNames {
-    if !is_public(identity) || names.iter().next().is_none() {
-        return names;
-    }
-    let taken: BTreeSet<String> = core
-        .mirror
-        .all::<Node>()
-        .into_iter()
-        .filter(|node| node.name().as_str() != identity.id.to_string())
-        .map(|node| node.spec.hostname.as_str().to_ascii_lowercase())
-        .filter(|hostname| !hostname.eq_ignore_ascii_case(identity.name.as_str()))
-        .collect();
-    let suffix = format!(".{}", core.cluster.as_str().to_ascii_lowercase());
-    names.except(|name| taken.contains(name) || name.strip_suffix(&suffix).is_some_and(|host| taken.contains(host)))
 }
 
 /// Signs what the permit says, records it, and puts the answer together.

@@ -3,7 +3,7 @@
 //! A name in a certificate is a right: whoever holds it is believed to be that name. So nobody gets a name inside
 //! `lockgate.internal` (those say "Auth Service of this cluster"), nor one that looks like another host's id, nor a
 //! wildcard. Names of the open world go to Proxies and Auth Services only: an SSH host with the Proxy's public name could
-//! stand in for the Proxy, and one with another host's name for that host; nor does a Proxy get the name of a host.
+//! stand in for the Proxy, and one with another host's name for that host.
 
 use std::{collections::BTreeSet, net::IpAddr};
 use types::{HostId, HostIdentity, NodeName, SystemRole};
@@ -55,11 +55,6 @@ impl HostNames {
             }
         }
         Ok(Self(names))
-    }
-    /// Without those that are another's.
-    pub(crate) fn except(mut self, taken: impl Fn(&str) -> bool) -> Self {
-        self.0.retain(|name| !taken(&name.text()));
-        self
     }
     pub(crate) fn iter(&self) -> impl Iterator<Item = &HostName> {
         self.0.iter()
@@ -130,7 +125,7 @@ pub(crate) fn principals(host: &HostIdentity, extra: &HostNames) -> BTreeSet<Str
 }
 
 /// Whether strangers reach it by names of the open world.
-pub(crate) fn is_public(host: &HostIdentity) -> bool {
+fn is_public(host: &HostIdentity) -> bool {
     host.roles.iter().any(|role| matches!(role, SystemRole::Proxy | SystemRole::Auth))
 }
 

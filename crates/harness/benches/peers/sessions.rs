@@ -32,7 +32,7 @@ fn plain_ssh<'a>(world: &'a World, command: &'a str) -> [Contestant<'a>; 2] {
     let lines = format!("{}\nHost *\n  BatchMode yes\n  LogLevel ERROR\n  GlobalKnownHostsFile /dev/null\n", world.alice.tsh(["config"]).go().ok());
     fs::write(&path, lines).expect("ssh's configuration");
     let target = format!("{}@node1.{}", world.login, world.cluster.name);
-    let jump = format!("{}@127.0.0.1:{}", world.alice.name, world.cluster.jump_port);
+    let jump = format!("{}-jump", world.cluster.name);
     let (with_helper, with_jump) = ((path.clone(), target.clone()), (path, target));
     [
         Contestant::new(BY_HELPER, move || Run::new("ssh").arg("-F").arg(&with_helper.0).args([&with_helper.1, command])),
