@@ -1,4 +1,4 @@
-//! What the Auth Service counts. Plain atomics: `cli` reads a [`Snapshot`] and renders it for Prometheus.
+//! What the Auth Service counts. Plain atomics: `cli` reads a [`Metrics::snapshot`] and renders it for Prometheus.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
