@@ -23,6 +23,8 @@ use wire::{
 };
 
 const DEADLINE: Duration = Duration::from_secs(10);
+/// A TLS client speaks at once. An SSH client may wait for our version line (RFC 4253, section 4.2): silence is SSH.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// First byte of a TLS handshake record.
 const TLS: u8 = 0x16;
 
@@ -38,8 +40,6 @@ pub(crate) struct Direct {
 /// Why a connection did not come to SSH.
 #[derive(Debug, thiserror::Error)]
 enum DirectError {
-    #[error("it said nothing in time")]
-    Silent,
     #[error("it failed: {0}")]
     Io(#[from] std::io::Error),
     #[error(transparent)]
@@ -60,14 +60,18 @@ pub(crate) async fn serve(direct: Arc<Direct>, conn: Conn) {
     let local = stream.local_addr().ok();
     let result = async {
         let mut first = [0];
-        match tokio::time::timeout(DEADLINE, stream.peek(&mut first)).await.map_err(|_| DirectError::Silent)?? {
-            0 => Ok(()),
-            _ if first == [TLS] => {
+        let seen = match tokio::time::timeout(PATIENCE, stream.peek(&mut first)).await {
+            Ok(seen) => Some(seen?),
+            Err(_) => None,
+        };
+        match seen {
+            Some(0) => Ok(()),
+            Some(_) if first == [TLS] => {
                 let (stream, client) = accept(&direct, stream, &permit).await?;
                 ssh::serve(direct.shared.clone(), stream, Arrival { client, local }, || ()).await;
                 Ok(())
             }
-            _ => {
+            Some(_) | None => {
                 ssh::serve(direct.shared.clone(), stream, Arrival { client: Some(peer), local }, || permit.authenticated()).await;
                 Ok(())
             }

@@ -319,7 +319,9 @@ impl Home {
             before.as_ref().map_or("", |text| text.as_str()).lines().filter(|line| !ours(line)).map(|line| format!("{line}\n")).collect();
         for key in credentials.iter().flat_map(|credentials| &credentials.trust.host_ssh) {
             // The bare host is what plain OpenSSH looks for at the jump server, whatever the web port.
-            text.push_str(&authority_line(&[&proxy, profile.web_proxy_addr.host(), cluster], &profile.cluster, key));
+            let host = profile.web_proxy_addr.host();
+            let names = [&proxy, host, cluster];
+            text.push_str(&authority_line(names.get(usize::from(proxy == host)..).unwrap_or(&names), &profile.cluster, key));
         }
         Ok(write_private(&path, text.as_bytes())?)
     }

@@ -20,6 +20,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     ops::Deref,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
@@ -250,6 +251,11 @@ impl Cluster {
     #[track_caller]
     pub fn with(setup: Setup) -> Cluster {
         let dir = tempfile::Builder::new().prefix("lg").tempdir_in("/tmp").expect("a directory");
+        let open = dir.path().join("open");
+        fs::create_dir(&open).expect("a directory");
+        for (path, mode) in [(dir.path(), 0o711), (&open, 0o777)] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions");
+        }
         let (auth_port, web_port, jump_port) = (free_port(), free_port(), free_port());
         let mut cluster = Cluster {
             name: setup.name.clone(),
@@ -378,6 +384,10 @@ impl Cluster {
     /// The process of `node1`.
     pub fn node(&self) -> &Member {
         self.members.get(2).unwrap_or(&self.members[0])
+    }
+    /// A directory that sessions of any account may use.
+    pub fn open(&self) -> PathBuf {
+        self.home.join("open")
     }
     /// `host:port` of the Proxy.
     pub fn proxy_addr(&self) -> String {

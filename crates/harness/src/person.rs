@@ -8,28 +8,31 @@ use std::{
     sync::OnceLock,
 };
 
-/// The account that runs the tests.
+/// The account whose sessions the tests open. As root, one of its own: the start files of whoever runs the tests are not
+/// part of the test. Else there is no other that a session could become.
 pub fn me() -> &'static str {
     static NAME: OnceLock<String> = OnceLock::new();
-    NAME.get_or_init(|| nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().expect("an account").name)
+    NAME.get_or_init(|| account("lgtest"))
 }
 
-/// Another account of this machine: made when the tests run as root, else there is no other that a session could become.
+/// Another account of this machine; the same one when the tests do not run as root.
 pub fn somebody() -> &'static str {
-    const NAME: &str = "lgtest";
-    static MADE: OnceLock<&str> = OnceLock::new();
-    MADE.get_or_init(|| {
-        let exists = || nix::unistd::User::from_name(NAME).ok().flatten().is_some();
-        if !nix::unistd::geteuid().is_root() {
-            return me();
-        }
-        if !exists() {
-            // Another test program may be faster.
-            let made = Run::new("useradd").args(["--create-home", "--shell", "/bin/sh", NAME]).go();
-            assert!(exists(), "{made}");
-        }
-        NAME
-    })
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| account("lgtest2"))
+}
+
+fn account(name: &str) -> String {
+    let uid = nix::unistd::geteuid();
+    if !uid.is_root() {
+        return nix::unistd::User::from_uid(uid).ok().flatten().expect("an account").name;
+    }
+    let exists = || nix::unistd::User::from_name(name).ok().flatten().is_some();
+    if !exists() {
+        // Another test program may be faster.
+        let made = Run::new("useradd").args(["--create-home", "--shell", "/bin/sh", name]).go();
+        assert!(exists(), "{made}");
+    }
+    name.to_owned()
 }
 
 /// An invited user.

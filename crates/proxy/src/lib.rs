@@ -287,14 +287,7 @@ async fn follow(shared: Arc<Shared>) {
             shared.tunnels.evict(host, error).await;
         }
         loop {
-            let state = feeding.borrow_and_update().clone();
-            let health = match (state.synced, state.live, state.error) {
-                (false, _, None) => Health::Starting,
-                (true, true, _) => Health::Ready,
-                (_, _, Some(error)) => Health::Degraded(error.to_string()),
-                (true, false, None) => Health::Degraded("not connected to the Auth Service".into()),
-            };
-            shared.health.set("cache", health);
+            shared.health.set("cache", feeding.borrow_and_update().health());
             tokio::select! {
                 () = shared.shutdown.stopping() => return,
                 Ok(()) = changed.changed() => if changed.borrow_and_update().policy != before { break },

@@ -210,7 +210,9 @@ fn user_scope(identity: &UserIdentity, roles: &RoleSet, kind: &Kind, verb: Verb)
         Kind::Recording if !bound => Some(Scope::SessionsOf(identity.user.clone())),
         // Public keys and the cluster's name: what `tsh` needs to trust hosts.
         Kind::CertAuthority | Kind::ClusterInfo => Some(Scope::All),
-        Kind::Role | Kind::Token | Kind::Lock | Kind::AuthPreference | Kind::Member | Kind::Event | Kind::Recording | Kind::Other(_) => None,
+        Kind::Role | Kind::Token | Kind::Lock | Kind::AuthPreference | Kind::Member | Kind::Event | Kind::Recording | Kind::Other(_) => {
+            None
+        }
     }
 }
 

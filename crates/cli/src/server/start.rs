@@ -140,6 +140,9 @@ async fn serve(process: &mut Process) -> Result<(), Public> {
     let cluster = receiver.borrow().cluster().clone();
     let cache = Cache::start(cluster, api.clone(), kinds, rand::random(), &process.tasks, process.shutdown.clone());
     let mut proxy_addr = None;
+    if !member_roles.contains(&SystemRole::Proxy) {
+        process.tasks.spawn("cache health", follow_cache(cache.clone(), process.board.clone(), process.shutdown.clone()));
+    }
     if member_roles.contains(&SystemRole::Proxy) {
         let proxy = start_proxy(process, &via, receiver.clone(), &api, &cache).await?;
         proxy_addr = Some(proxy);
@@ -162,6 +165,19 @@ async fn serve(process: &mut Process) -> Result<(), Public> {
         ),
     );
     Ok(())
+}
+
+/// A host decides from its copy while every Auth Service is away, and says so; a Proxy tells of its own copy.
+async fn follow_cache(cache: Cache, board: Board, shutdown: Shutdown) {
+    let mut feeding = cache.feeding();
+    loop {
+        board.set("cache", feeding.borrow_and_update().health());
+        tokio::select! {
+            Ok(()) = feeding.changed() => {}
+            () = shutdown.stopping() => return,
+            else => return,
+        }
+    }
 }
 
 async fn start_auth(process: &mut Process) -> Result<Arc<auth::Auth>, Public> {

@@ -13,7 +13,7 @@ mod tables;
 pub use tables::Table;
 
 use crate::{api::Api, trust::ClusterTrust};
-use net::{shutdown::Shutdown, task::Group};
+use net::{health::Health, shutdown::Shutdown, task::Group};
 use std::sync::{Arc, PoisonError, RwLock};
 use tables::Tables;
 use tokio::sync::watch;
@@ -54,6 +54,18 @@ pub struct Feeding {
     pub skipped: u64,
     /// Kinds wanted that the Auth Service does not serve to us.
     pub unserved: Vec<String>,
+}
+
+impl Feeding {
+    /// What `/readyz` says of it: a copy that is not fed is still used, and gets older.
+    pub fn health(&self) -> Health {
+        match (self.synced, self.live, &self.error) {
+            (false, _, None) => Health::Starting,
+            (true, true, _) => Health::Ready,
+            (_, _, Some(error)) => Health::Degraded(error.to_string()),
+            (true, false, None) => Health::Degraded("not connected to the Auth Service".into()),
+        }
+    }
 }
 
 /// The copy. Clones share it.

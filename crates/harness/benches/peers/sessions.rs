@@ -15,6 +15,7 @@ const DIRECT: &str = "OpenSSH direct";
 const JUMP: &str = "OpenSSH, ssh -J";
 const BY_HELPER: &str = "ssh through `tsh proxy ssh`";
 const BY_PROXY: &str = "ssh -J through the Proxy's jump server";
+const DIRECT_X25519: &str = "OpenSSH direct, told to leave post-quantum exchange out";
 const DIRECT_AES: &str = "OpenSSH direct, told to use aes256-gcm";
 
 /// `tsh ssh` and the two ways of OpenSSH alone.
@@ -43,6 +44,7 @@ fn plain_ssh<'a>(world: &'a World, command: &'a str) -> [Contestant<'a>; 2] {
 /// One command after the other, each in a session of its own.
 pub(crate) fn set_up(world: &World, report: &mut Report) {
     let mut contestants = three(world, "true");
+    contestants.push(Contestant::new(DIRECT_X25519, || world.peer.ssh(&["-o", "KexAlgorithms=curve25519-sha256", "target", "true"])));
     contestants.extend(plain_ssh(world, "true"));
     let shell = nix::unistd::User::from_name(world.login).ok().flatten().map(|user| user.shell).expect("a shell");
     // The variable makes a Debian bash read ~/.bashrc, as it does under sshd.

@@ -180,5 +180,5 @@ fn an_administrator_works_from_elsewhere_with_what_his_roles_allow() {
     let alice = cluster.person("alice", &["access"], &[me()]);
     let refused = tctl(&alice, &["users", "add", "mallory", "--roles=editor"]);
     refused.fails(1, "LG-ACCESS-001");
-    cluster.event("access.denied", "L9003W", &[("user", "alice")]);
+    cluster.event("access.denied", "L9003W", &[("who", "alice")]);
 }

@@ -5,7 +5,7 @@ use harness::{
     cluster::{Way, shared, until_ok},
     person::me,
 };
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
 /// A directory and an `ssh_config` made by `tsh config`.
 struct Plain {
@@ -17,8 +17,9 @@ struct Plain {
 
 fn plain(cluster: &Cluster, name: &str) -> Plain {
     let alice = cluster.person(name, &["access"], &[me()]);
-    let dir = cluster.home.join(format!("plain-{name}"));
+    let dir = cluster.open().join(format!("plain-{name}"));
     fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
     let config = dir.join("ssh_config");
     // Nothing of the tester's own: no agent, no known hosts, no question.
     let own = "\nHost *\n  BatchMode yes\n  IdentityAgent none\n  GlobalKnownHostsFile /dev/null\n  LogLevel ERROR\n";
@@ -78,13 +79,12 @@ fn git_clones_over_it() {
     let cluster = shared();
     let plain = plain(&cluster, "openssh-git");
     let git = |words: &[&str]| plain.run("git").env("GIT_SSH_COMMAND", plain.over()).env("GIT_CONFIG_GLOBAL", "/dev/null").args(words).go().ok();
-    git(&["init", "-q", "origin"]);
-    fs::write(plain.dir.join("origin/file"), "kept").unwrap();
-    git(&["-C", "origin", "add", "."]);
-    git(&["-C", "origin", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"]);
+    // Made by the account that serves it: git reads no other's repository.
+    let make = "git init -q origin && cd origin && echo kept >file && git add . && git -c user.name=a -c user.email=a@b commit -qm one";
+    plain.run("ssh").args([&plain.host, &format!("cd {} && {make}", plain.dir.display())]).go().ok();
     let url = format!("ssh://{}{}", plain.host, plain.dir.join("origin").display());
     git(&["clone", "-q", &url, "clone"]);
-    assert_eq!(fs::read_to_string(plain.dir.join("clone/file")).unwrap(), "kept");
+    assert_eq!(fs::read_to_string(plain.dir.join("clone/file")).unwrap(), "kept\n");
 }
 
 /// Key, certificate and known hosts as files, for an OpenSSH that knows nothing of Lockgate.
@@ -116,6 +116,19 @@ fn the_jump_server_takes_plain_openssh_to_a_host() {
     // The jump server is a way to hosts and nothing else.
     Run::new("ssh").args(&files).args(["-p", &cluster.jump_port.to_string(), &format!("{}@127.0.0.1", me()), "id"]).go().refused();
     ssh(&format!("{}@node9", me()), "true").go().refused();
+}
+
+/// Some clients wait for the server's version line before they say anything (RFC 4253 lets either side be first).
+#[test]
+fn a_client_that_lets_the_server_speak_first_is_served() {
+    let cluster = Cluster::split();
+    let direct = cluster.join("direct1", Way::Direct, &[]);
+    for port in [cluster.jump_port, direct.ssh_port] {
+        let begun = std::time::Instant::now();
+        let scanned = Run::new("ssh-keyscan").args(["-t", "ed25519", "-p", &port.to_string(), "127.0.0.1"]).go();
+        assert!(scanned.text().contains("ssh-ed25519 "), "port {port}: {scanned}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "port {port} took {:?}", begun.elapsed());
+    }
 }
 
 #[test]

@@ -126,20 +126,20 @@ fn a_gibibyte_arrives_whole_both_ways() {
 fn fifty_sessions_run_at_once() {
     let cluster = shared();
     let alice = cluster.person("ssh-fifty", &["access"], &[me()]);
-    let place = cluster.home.join("fifty");
-    fs::create_dir(&place).unwrap();
-    let (go, target) = (place.join("go"), format!("{}@node1", me()));
+    let place = cluster.open();
+    let (go, target) = (cluster.home.join("go"), format!("{}@node1", me()));
     std::thread::scope(|scope| {
         let sessions: Vec<_> = (0..50)
             .map(|number| {
-                let command = format!("touch {}/{number}; while [ ! -e {} ]; do sleep 0.1; done; echo {number}", place.display(), go.display());
+                let command = format!("touch {}/fifty-{number}; while [ ! -e {} ]; do sleep 0.1; done; echo {number}", place.display(), go.display());
                 let (alice, target) = (&alice, &target);
                 scope.spawn(move || alice.ssh(target, &command).deadline(Duration::from_secs(120)).go())
             })
             .collect();
         eventually(Duration::from_secs(100), "fifty sessions are open", || {
             let broken = sessions.iter().any(|session| session.is_finished());
-            (broken || fs::read_dir(&place).unwrap().count() == 50).then_some(())
+            let begun = (0..50).filter(|number| place.join(format!("fifty-{number}")).exists()).count();
+            (broken || begun == 50).then_some(())
         });
         fs::write(&go, "").unwrap();
         for (number, session) in sessions.into_iter().enumerate() {
@@ -188,7 +188,7 @@ fn labels_choose_hosts_and_deny_wins() {
 
 /// A session that has begun and goes on; returns once it runs.
 fn long_session(cluster: &Cluster, alice: &Person, name: &str) -> Running {
-    let begun = cluster.home.join(format!("begun-{name}"));
+    let begun = cluster.open().join(format!("begun-{name}"));
     let log = cluster.home.join(format!("session-{name}.log"));
     let running = beside(alice.ssh(&format!("{}@node1", me()), &format!("touch {}; sleep 1000", begun.display())), &log);
     eventually(SOON, &format!("the session of {name} begins: {}", running.log()), || begun.exists().then_some(()));

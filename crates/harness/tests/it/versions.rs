@@ -282,18 +282,35 @@ fn g2_a_pre_release_does_not_start_a_production_cluster_nor_join_one() {
     assert!(ran.refused().code().is_some_and(|code| code.starts_with("LG-VERSION-")), "{ran}");
 }
 
-/// Every file below a directory, with its content's digest.
-fn digests(directory: &Path) -> BTreeMap<String, String> {
+/// What a stopped Auth Service has stored: every row of every table, and every file of the audit log, as digests. Rows and
+/// not bytes of the file, because whoever opens SQLite's file may move committed pages from the log into it.
+fn stored(auth_dir: &Path) -> BTreeMap<String, String> {
+    let scratch = tempfile::tempdir().unwrap();
+    let digest = |bytes: &[u8]| data_encoding::HEXLOWER.encode(&Sha256::digest(bytes));
     let mut all = BTreeMap::new();
-    let mut visit = vec![directory.to_owned()];
-    while let Some(path) = visit.pop() {
-        if path.is_dir() {
-            visit.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        } else if !path.to_string_lossy().ends_with("-shm") {
-            // SQLite's shared memory is scratch: made by every reader.
-            all.insert(path.display().to_string(), data_encoding::HEXLOWER.encode(&Sha256::digest(fs::read(&path).unwrap())));
+    for entry in fs::read_dir(auth_dir).unwrap().chain(fs::read_dir(auth_dir.join("audit")).unwrap()) {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.starts_with("state.db") {
+            fs::copy(&path, scratch.path().join(&name)).unwrap();
+        } else if path.is_file() {
+            all.insert(name, digest(&fs::read(&path).unwrap()));
         }
     }
+    let database = rusqlite::Connection::open(scratch.path().join("state.db")).unwrap();
+    let mut tables = database.prepare("SELECT name, sql FROM sqlite_master ORDER BY name").unwrap();
+    let tables: Vec<(String, Option<String>)> = tables.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect();
+    for (name, sql) in tables.iter().filter(|(_, sql)| sql.as_deref().is_some_and(|sql| sql.starts_with("CREATE TABLE"))) {
+        let mut query = database.prepare(&format!("SELECT * FROM \"{name}\" ORDER BY 1, 2")).unwrap();
+        let columns = query.column_count();
+        let mut rows = query.query([]).unwrap();
+        let mut text = format!("{sql:?}");
+        while let Some(row) = rows.next().unwrap() {
+            text.push_str(&format!("{:?}\n", (0..columns).map(|at| row.get::<_, rusqlite::types::Value>(at).unwrap()).collect::<Vec<_>>()));
+        }
+        all.insert(format!("table {name}"), digest(text.as_bytes()));
+    }
+    assert!(all.keys().any(|name| name.starts_with("table ")), "{all:?}");
     all
 }
 
@@ -308,15 +325,14 @@ fn g5_majors_are_taken_one_at_a_time_and_a_refused_start_changes_nothing() {
         assert_eq!(auth.wait(SOON), 0);
     };
     let refuses = |version: &str, program: &Path, code: &str, words: &[&str]| {
-        let before = digests(&auth.data_dir.join("auth"));
-        assert!(before.keys().any(|name| name.ends_with("state.db")), "{before:?}");
+        let before = stored(&auth.data_dir.join("auth"));
         auth.set_program(program);
         let ran = auth.command().go();
         ran.fails(1, code);
         for word in words.iter().chain(&[version]) {
             assert!(ran.err.contains(word), "no {word} in {ran}");
         }
-        assert_eq!(digests(&auth.data_dir.join("auth")), before, "the store was touched");
+        assert_eq!(stored(&auth.data_dir.join("auth")), before, "the store was touched");
     };
     stop();
     // 0 to 2: skipped; the message names the next legal step.
