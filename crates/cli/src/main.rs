@@ -5,7 +5,12 @@
 //! shell completion answer at once. The binary version enters here and is passed down as a value.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the crate that prints")]
-#![allow(rustdoc::invalid_html_tags, rustdoc::broken_intra_doc_links, rustdoc::bare_urls, reason = "comments on flags are help texts for a terminal")]
+#![allow(
+    rustdoc::invalid_html_tags,
+    rustdoc::broken_intra_doc_links,
+    rustdoc::bare_urls,
+    reason = "comments on flags are help texts for a terminal"
+)]
 
 #[cfg(feature = "server")]
 mod config;

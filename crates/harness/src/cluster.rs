@@ -100,10 +100,8 @@ impl Member {
     fn new(home: &Path, name: &str, program: &Path, ssh_port: u16, yaml: &str) -> Member {
         let (data_dir, diag_port) = (home.join(name), free_port());
         let config = home.join(format!("{name}.yaml"));
-        let general = format!(
-            "version: v1\nlockgate:\n  nodename: {name}\n  data_dir: {}\n  diag_addr: 127.0.0.1:{diag_port}\n",
-            data_dir.display()
-        );
+        let general =
+            format!("version: v1\nlockgate:\n  nodename: {name}\n  data_dir: {}\n  diag_addr: 127.0.0.1:{diag_port}\n", data_dir.display());
         fs::write(&config, general + yaml).expect("write the configuration");
         Member {
             name: name.to_owned(),
@@ -407,7 +405,12 @@ impl Cluster {
     }
     /// The same with another program.
     pub fn tctl_of<S: AsRef<std::ffi::OsStr>>(&self, program: &Path, words: impl IntoIterator<Item = S>) -> Run {
-        Run::new(program).arg("tctl").arg("--data-dir").arg(&self.members[0].data_dir).args(words).env("LOCKGATE_HOME", self.home.join("nobody"))
+        Run::new(program)
+            .arg("tctl")
+            .arg("--data-dir")
+            .arg(&self.members[0].data_dir)
+            .args(words)
+            .env("LOCKGATE_HOME", self.home.join("nobody"))
     }
     fn pins_now(&self) -> Vec<String> {
         let status = eventually(READY, "tctl answers", || {
@@ -457,7 +460,9 @@ impl Cluster {
     pub fn event(&self, name: &str, code: &str, fields: &[(&str, &str)]) -> Value {
         let fits = |event: &Value| event["code"] == code && fields.iter().all(|(key, value)| event[*key] == *value);
         let seen = || self.events(&[name]);
-        eventually(Duration::from_secs(20), &format!("event {name} {code} {fields:?}; there are {:?}", seen()), || seen().into_iter().find(fits))
+        eventually(Duration::from_secs(20), &format!("event {name} {code} {fields:?}; there are {:?}", seen()), || {
+            seen().into_iter().find(fits)
+        })
     }
 
     /// ERROR lines with this text are expected.
@@ -474,7 +479,9 @@ impl Cluster {
     }
     fn faults(&self) -> Vec<String> {
         let (mut all, allowed) = (Vec::new(), lock(&self.allowed).clone());
-        self.each_member(|member| all.extend(errors_in(&member.log(), &allowed).into_iter().map(|line| format!("{}: {line}", member.name))));
+        self.each_member(|member| {
+            all.extend(errors_in(&member.log(), &allowed).into_iter().map(|line| format!("{}: {line}", member.name)))
+        });
         all
     }
 }

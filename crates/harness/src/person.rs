@@ -72,7 +72,12 @@ impl Person {
     /// Takes the invitation, and is logged in.
     #[track_caller]
     pub fn accept(self) -> Person {
-        self.tsh(["login"]).args(self.where_to()).arg(format!("--invite={}", self.invite)).env("LOCKGATE_PASSWORD_FILE", self.password_file(&self.password)).go().ok();
+        self.tsh(["login"])
+            .args(self.where_to())
+            .arg(format!("--invite={}", self.invite))
+            .env("LOCKGATE_PASSWORD_FILE", self.password_file(&self.password))
+            .go()
+            .ok();
         if self.tsh(["status"]).go().status != 0 {
             self.login().go().ok();
         }

@@ -4,7 +4,10 @@
 //! Children are told by the kernel when their parent dies (`setpriv --pdeathsig`), which means the *thread* that made them: so
 //! all are made by one thread that lives as long as the process. Dropping a [`Running`] kills it.
 
-use crate::{run::shown, wait::{eventually, pause}};
+use crate::{
+    run::shown,
+    wait::{eventually, pause},
+};
 use nix::{
     sys::signal::{Signal, kill, killpg},
     unistd::Pid,
@@ -120,6 +123,8 @@ impl Drop for Running {
 
 /// Lines at level ERROR in a service's log that hold none of `allowed`.
 pub fn errors_in(log: &str, allowed: &[String]) -> Vec<String> {
-    let is_error = |line: &&str| line.split_whitespace().nth(1) == Some("ERROR") || line.contains("\"level\":\"ERROR\"") || line.contains("panicked at");
+    let is_error = |line: &&str| {
+        line.split_whitespace().nth(1) == Some("ERROR") || line.contains("\"level\":\"ERROR\"") || line.contains("panicked at")
+    };
     log.lines().filter(is_error).filter(|line| !allowed.iter().any(|text| line.contains(text))).map(str::to_owned).collect()
 }

@@ -42,7 +42,10 @@ pub(crate) fn helper(world: &World, report: &mut Report) {
     let mut rows = vec![row(["", "resident", "own (anonymous)", "proportional"])];
     let target = format!("{}@node1", world.login);
     let peer = world.peer.target_addr();
-    for (name, run) in [("`tsh proxy ssh`", world.alice.tsh(["proxy", "ssh", &target])), ("`ssh -W` to the jump host", world.peer.ssh(&["-W", &peer, "jump"]))] {
+    for (name, run) in [
+        ("`tsh proxy ssh`", world.alice.tsh(["proxy", "ssh", &target])),
+        ("`ssh -W` to the jump host", world.peer.ssh(&["-W", &peer, "jump"])),
+    ] {
         let mut child = Carrying(run.into_command().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a helper"));
         let mut banner = [0; 4];
         child.0.stdout.as_mut().expect("piped").read_exact(&mut banner).expect("the host's first words");

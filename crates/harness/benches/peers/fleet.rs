@@ -105,7 +105,7 @@ async fn join_all(place: &Place, count: usize, kept: usize) -> Vec<HostCredentia
         async move {
             let host = join_one(place, number).await.map_err(|error| format!("host {number}: {error}"))?;
             let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-            if done % 1000 == 0 {
+            if done.is_multiple_of(1000) {
                 step(&format!("{done} joined"));
             }
             Ok::<_, String>((number < kept).then_some(host))
@@ -121,7 +121,9 @@ async fn join_one(place: &Place, number: usize) -> Result<HostCredentials, types
     let joining = Joining { host_id: id, node_name: name.clone(), ..place.joining.clone() };
     let host = host::join(&joining, &place.clock).await?;
     let api = api(place, &host, Via::Auth(place.auth.clone()));
-    let labels: types::Labels = [("env", ["prod", "staging", "dev"][number % 3]), ("rack", &format!("r{}", number % 40))].map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let labels: types::Labels = [("env", ["prod", "staging", "dev"][number % 3]), ("rack", &format!("r{}", number % 40))]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
     let now = place.clock.now();
     let member = Member {
         hostname: name.to_string(),
@@ -186,7 +188,12 @@ fn tunnels(world: &World, report: &mut Report, place: &Place, hosts: Vec<HostCre
     let pongs = Arc::new(AtomicU64::new(0));
     let (with_tunnels, with_api, answered) = world.runtime.block_on(async {
         let mut held = JoinSet::new();
-        let dialled: Vec<IoStream> = stream::iter(&hosts).map(|host| open(place, host)).buffer_unordered(AT_ONCE).try_collect().await.unwrap_or_else(|error| panic!("{error}"));
+        let dialled: Vec<IoStream> = stream::iter(&hosts)
+            .map(|host| open(place, host))
+            .buffer_unordered(AT_ONCE)
+            .try_collect()
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
         for stream in dialled {
             held.spawn(hold(stream, pongs.clone()));
         }
@@ -221,12 +228,21 @@ fn tunnels(world: &World, report: &mut Report, place: &Place, hosts: Vec<HostCre
     ];
     let mut rows = vec![row(["memory of the Proxy", "resident MiB", "KiB for each", "of that, own (anonymous)"])];
     for (at, (name, from, to)) in held.into_iter().enumerate() {
-        let cells = if at == 0 { ["–".to_owned(), "–".to_owned()] } else { [format!("{:.1}", each(from, to)), format!("{:.1}", own(from, to))] };
+        let cells = if at == 0 {
+            ["–".to_owned(), "–".to_owned()]
+        } else {
+            [format!("{:.1}", each(from, to)), format!("{:.1}", own(from, to))]
+        };
         rows.push(row([name, &format!("{:.0}", to.rss as f64 / 1024.0), &cells[0], &cells[1]]));
     }
     report.table(&rows);
     let per_tunnel = each(before, with_tunnels);
-    report.target(&format!("memory of the Proxy per idle tunnel, {count} tunnels"), format!("{per_tunnel:.1} KiB"), "≤ 30 KiB", per_tunnel <= 30.0);
+    report.target(
+        &format!("memory of the Proxy per idle tunnel, {count} tunnels"),
+        format!("{per_tunnel:.1} KiB"),
+        "≤ 30 KiB",
+        per_tunnel <= 30.0,
+    );
 }
 
 /// An agent's control connection, registered.
@@ -236,7 +252,9 @@ async fn open(place: &Place, host: &HostCredentials) -> Result<IoStream, String>
     let config = client_config(Some(&host.tls), trust, &[alpn::TUNNEL], &place.clock).map_err(|error| said(&error))?;
     let name = sni::role_name(&SystemRole::Proxy, host.cluster());
     let hello = Hello::ours(&place.version, "node");
-    let connected = net::dial::dial(&place.proxy, config, &name, &hello, Direction::ServerFirst, HelloPolicy::default()).await.map_err(|error| said(&error))?;
+    let connected = net::dial::dial(&place.proxy, config, &name, &hello, Direction::ServerFirst, HelloPolicy::default())
+        .await
+        .map_err(|error| said(&error))?;
     let mut stream: IoStream = Box::new(connected.stream);
     let register = ToProxy::Register { host_id: host.id(), boot_id: uuid::Uuid::now_v7().to_string(), extra: Extra::new() };
     write_frame(&mut stream, &encode(&register), DEADLINE).await.map_err(|error| said(&error))?;

@@ -71,7 +71,13 @@ pub(crate) fn logins(world: &World, report: &mut Report) {
             hash * 1000.0
         ),
     );
-    let cells = [format!("{rate:.0}"), format!("{:.0} %", rate / ceiling * 100.0), format!("{:.1}", hash * 1000.0), format!("{:.1}", each(0)), format!("{:.1}", each(1))];
+    let cells = [
+        format!("{rate:.0}"),
+        format!("{:.0} %", rate / ceiling * 100.0),
+        format!("{:.1}", hash * 1000.0),
+        format!("{:.1}", each(0)),
+        format!("{:.1}", each(1)),
+    ];
     report.table(&[
         row(["logins per second", "of what hashes allow", "one hash, ms", "Auth, processor ms each", "Proxy, processor ms each"]),
         cells.to_vec(),

@@ -65,7 +65,18 @@ const FULL: Scale = Scale {
     listings: 15,
     starts: 40,
 };
-const QUICK: Scale = Scale { rounds: 7, crowd: 20, bulk: 256 << 20, bulk_rounds: 1, logins: 60, clients: 8, hosts: 1_000, tunnels: 500, listings: 7, starts: 10 };
+const QUICK: Scale = Scale {
+    rounds: 7,
+    crowd: 20,
+    bulk: 256 << 20,
+    bulk_rounds: 1,
+    logins: 60,
+    clients: 8,
+    hosts: 1_000,
+    tunnels: 500,
+    listings: 7,
+    starts: 10,
+};
 
 /// What every case works with.
 struct World {

@@ -35,7 +35,8 @@ pub(crate) fn cpu_of(pid: u32) -> f64 {
 /// Processor seconds that everybody on this machine has used.
 pub(crate) fn cpu_of_all() -> f64 {
     let text = fs::read_to_string("/proc/stat").expect("/proc/stat");
-    let fields: Vec<u64> = text.lines().next().expect("cpu").split_whitespace().skip(1).map(|field| field.parse().expect("ticks")).collect();
+    let fields: Vec<u64> =
+        text.lines().next().expect("cpu").split_whitespace().skip(1).map(|field| field.parse().expect("ticks")).collect();
     // user, nice, system; idle and iowait left out; irq, softirq, steal.
     let busy: u64 = fields.iter().take(3).chain(fields.iter().skip(5).take(3)).sum();
     busy as f64 / USER_HZ

@@ -33,10 +33,17 @@ impl Report {
         let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name.to_owned()));
         let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let kib: u64 = memory.lines().next().and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0);
-        let profile = binary::current().parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let profile =
+            binary::current().parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let head = vec![
-            ("date", OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or(OffsetDateTime::UNIX_EPOCH).format(&Rfc3339).unwrap_or_default()),
-            ("machine", format!("{} cores, {}, {} GiB, Linux {}", cores(), model.unwrap_or_default(), kib >> 20, said(Run::new("uname").arg("-r")))),
+            (
+                "date",
+                OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or(OffsetDateTime::UNIX_EPOCH).format(&Rfc3339).unwrap_or_default(),
+            ),
+            (
+                "machine",
+                format!("{} cores, {}, {} GiB, Linux {}", cores(), model.unwrap_or_default(), kib >> 20, said(Run::new("uname").arg("-r"))),
+            ),
             ("Lockgate", format!("{}, built as {}", said(Run::new(program).arg("version")), profile.trim_start_matches("current-"))),
             ("peer", said(Run::new("ssh").arg("-V"))),
         ];
@@ -84,7 +91,9 @@ impl Report {
     }
 
     pub(crate) fn render(&self) -> String {
-        let mut text = String::from("# Lockgate and OpenSSH on one machine\n\nWritten by `make bench`; do not edit. What the figures mean, and why, is in [NOTES.md](NOTES.md).\n\n");
+        let mut text = String::from(
+            "# Lockgate and OpenSSH on one machine\n\nWritten by `make bench`; do not edit. What the figures mean, and why, is in [NOTES.md](NOTES.md).\n\n",
+        );
         for (name, value) in &self.head {
             writeln!(text, "- {name}: {value}").expect("a string");
         }

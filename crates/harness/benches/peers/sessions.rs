@@ -30,7 +30,8 @@ fn three<'a>(world: &'a World, command: &'a str) -> Vec<Contestant<'a>> {
 /// Plain OpenSSH as a client of Lockgate, set up by `tsh config`.
 fn plain_ssh<'a>(world: &'a World, command: &'a str) -> [Contestant<'a>; 2] {
     let path = world.cluster.home.join("ssh_config");
-    let lines = format!("{}\nHost *\n  BatchMode yes\n  LogLevel ERROR\n  GlobalKnownHostsFile /dev/null\n", world.alice.tsh(["config"]).go().ok());
+    let lines =
+        format!("{}\nHost *\n  BatchMode yes\n  LogLevel ERROR\n  GlobalKnownHostsFile /dev/null\n", world.alice.tsh(["config"]).go().ok());
     fs::write(&path, lines).expect("ssh's configuration");
     let target = format!("{}@node1.{}", world.login, world.cluster.name);
     let jump = format!("{}-jump", world.cluster.name);
@@ -48,7 +49,9 @@ pub(crate) fn set_up(world: &World, report: &mut Report) {
     contestants.extend(plain_ssh(world, "true"));
     let shell = nix::unistd::User::from_name(world.login).ok().flatten().map(|user| user.shell).expect("a shell");
     // The variable makes a Debian bash read ~/.bashrc, as it does under sshd.
-    contestants.push(Contestant::new("the login's shell alone, without SSH", move || Run::new(&shell).args(["-c", "true"]).env("SSH_CLIENT", "::1 1 1")));
+    contestants.push(Contestant::new("the login's shell alone, without SSH", move || {
+        Run::new(&shell).args(["-c", "true"]).env("SSH_CLIENT", "::1 1 1")
+    }));
     step(&format!("session set-up, {} rounds", world.scale.rounds));
     let series = in_turns(&contestants, world.scale.rounds, once);
     report.section(
@@ -91,7 +94,13 @@ pub(crate) fn crowd(world: &World, report: &mut Report) {
         if contestant.name == TSH {
             faults = failed.len();
         }
-        rows.push(row([contestant.name, &format!("{seconds:.1}"), &format!("{:.0}", crowd as f64 / seconds), &format!("{cpu:.3}"), &failed.len().to_string()]));
+        rows.push(row([
+            contestant.name,
+            &format!("{seconds:.1}"),
+            &format!("{:.0}", crowd as f64 / seconds),
+            &format!("{cpu:.3}"),
+            &failed.len().to_string(),
+        ]));
     }
     report.table(&rows);
     report.target(&format!("{crowd} sessions at once, errors"), faults.to_string(), "0", faults == 0);
@@ -131,8 +140,8 @@ pub(crate) fn bulk(world: &World, report: &mut Report) {
         let speed = (bulk >> 20) as f64 / series[at].median().as_secs_f64();
         [format!("{speed:.0}"), format!("{:.2}", series[1].over(&series[at])), format!("{:.2}", of[of.len() / 2])]
     };
-    for at in 0..names.len() {
-        let mut line = vec![names[at].to_owned()];
+    for (at, name) in names.iter().enumerate() {
+        let mut line = vec![(*name).to_owned()];
         line.extend(cells(at, down, down_cpu));
         line.extend(cells(at, up, up_cpu));
         rows.push(line);

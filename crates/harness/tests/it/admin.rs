@@ -89,12 +89,9 @@ fn everything_that_prints_a_table_prints_json_and_yaml() {
     ] {
         check(&|| cluster.tctl(words), heading);
     }
-    for (words, heading) in [
-        (&["status"][..], "admin-formats"),
-        (&["ls"], "Node Name"),
-        (&["clusters"], "Cluster Name"),
-        (&["version"], "0."),
-    ] {
+    for (words, heading) in
+        [(&["status"][..], "admin-formats"), (&["ls"], "Node Name"), (&["clusters"], "Cluster Name"), (&["version"], "0.")]
+    {
         check(&|| alice.tsh(words), heading);
     }
 }
@@ -124,12 +121,19 @@ fn certificates_are_signed_and_authorities_exported() {
     let stem = cluster.home.join("signed");
     let file = cluster.home.join("signed.pem");
     cluster.tctl(["auth", "sign", "--user=admin-sign", "--ttl=10m", "--out"]).arg(&file).go().ok();
-    let listed = harness::Run::new(harness::binary::current()).args(["tsh", "--proxy", &cluster.proxy_addr(), "-i"]).arg(&file).arg("ls").env("LOCKGATE_HOME", "/nonexistent").go();
+    let listed = harness::Run::new(harness::binary::current())
+        .args(["tsh", "--proxy", &cluster.proxy_addr(), "-i"])
+        .arg(&file)
+        .arg("ls")
+        .env("LOCKGATE_HOME", "/nonexistent")
+        .go();
     assert!(listed.ok().contains("node1"));
     cluster.tctl(["auth", "sign", "--format=openssh", "--host=git.example.com", "--out"]).arg(&stem).go().ok();
     let shown = harness::Run::new("ssh-keygen").args(["-L", "-f"]).arg(format!("{}-cert.pub", stem.display())).go().ok();
     assert!(shown.contains("git.example.com") && shown.contains("host certificate"), "{shown}");
-    for (kind, word) in [("user", "ssh-ed25519 "), ("host", "@cert-authority"), ("tls-user", "BEGIN CERTIFICATE"), ("tls-host", "BEGIN CERTIFICATE")] {
+    for (kind, word) in
+        [("user", "ssh-ed25519 "), ("host", "@cert-authority"), ("tls-user", "BEGIN CERTIFICATE"), ("tls-host", "BEGIN CERTIFICATE")]
+    {
         let out = cluster.tctl(["auth", "export", &format!("--type={kind}")]).go().ok();
         assert!(out.contains(word) && !out.contains("PRIVATE"), "{kind}: {out}");
     }
@@ -157,11 +161,19 @@ fn mistakes_are_named_with_their_place() {
 #[test]
 fn wrong_usage_ends_with_status_2_and_every_error_has_a_cause() {
     let cluster = shared();
-    for words in [&["no-such-command"][..], &["users", "add"], &["tokens", "add", "--type=node", "--ttl=soon"], &["rm", "role"], &["get", "roles", "--format=toml"]] {
+    for words in [
+        &["no-such-command"][..],
+        &["users", "add"],
+        &["tokens", "add", "--type=node", "--ttl=soon"],
+        &["rm", "role"],
+        &["get", "roles", "--format=toml"],
+    ] {
         let ran = cluster.tctl(words).go();
         assert_eq!(ran.status, 2, "{ran}");
     }
-    let tsh = |words: &[&str]| harness::Run::new(harness::binary::current()).arg("tsh").args(words).env("LOCKGATE_HOME", cluster.home.join("nobody")).go();
+    let tsh = |words: &[&str]| {
+        harness::Run::new(harness::binary::current()).arg("tsh").args(words).env("LOCKGATE_HOME", cluster.home.join("nobody")).go()
+    };
     assert_eq!(tsh(&["ssh"]).status, 2);
     tsh(&["ls"]).fails(1, "LG-LOGIN-004");
     let nowhere = tsh(&["login", "--proxy=127.0.0.1:1", "--user=a"]);
@@ -174,7 +186,9 @@ fn wrong_usage_ends_with_status_2_and_every_error_has_a_cause() {
 fn an_administrator_works_from_elsewhere_with_what_his_roles_allow() {
     let cluster = Cluster::start();
     let eve = cluster.person("eve", &["editor"], &[]);
-    let tctl = |person: &harness::Person, words: &[&str]| harness::Run::new(harness::binary::current()).arg("tctl").args(words).env("LOCKGATE_HOME", &person.home).go();
+    let tctl = |person: &harness::Person, words: &[&str]| {
+        harness::Run::new(harness::binary::current()).arg("tctl").args(words).env("LOCKGATE_HOME", &person.home).go()
+    };
     tctl(&eve, &["users", "ls"]).ok();
     tctl(&eve, &["audit", "ls"]).fails(1, "LG-ACCESS-001");
     let alice = cluster.person("alice", &["access"], &[me()]);

@@ -63,7 +63,13 @@ fn keygen(words: &[&str], dir: &Path) {
 fn ssh_with(field: &Field, key: &Path, certificate: &Path, jump: bool, login: &str) -> Run {
     let option = |name: &str, value: &dyn std::fmt::Display| ["-o".to_owned(), format!("{name}={value}")];
     let mut words = vec!["-F".to_owned(), "/dev/null".to_owned()];
-    for (name, value) in [("BatchMode", "yes"), ("IdentityAgent", "none"), ("IdentitiesOnly", "yes"), ("StrictHostKeyChecking", "no"), ("UserKnownHostsFile", "/dev/null")] {
+    for (name, value) in [
+        ("BatchMode", "yes"),
+        ("IdentityAgent", "none"),
+        ("IdentitiesOnly", "yes"),
+        ("StrictHostKeyChecking", "no"),
+        ("UserKnownHostsFile", "/dev/null"),
+    ] {
         words.extend(option(name, &value));
     }
     words.extend(option("IdentityFile", &key.display()));
@@ -114,7 +120,11 @@ fn attack_row_1_a_users_key_signs_certificates_for_nobody() {
 fn attack_row_2_who_has_no_login_is_not_everybody() {
     let field = &field();
     field.cluster.tctl(["users", "add", "wild", "--roles=access", "--logins=*"]).go().refused();
-    field.cluster.tctl(["create"]).input("kind: user\nversion: v1\nmetadata: {name: wild}\nspec: {roles: [access], traits: {logins: ['*']}}\n").go();
+    field
+        .cluster
+        .tctl(["create"])
+        .input("kind: user\nversion: v1\nmetadata: {name: wild}\nspec: {roles: [access], traits: {logins: ['*']}}\n")
+        .go();
     let nobody = field.cluster.person("loginless", &["access"], &[]);
     let file = field.cluster.home.join("loginless.pem");
     field.cluster.tctl(["auth", "sign", "--user=loginless", "--out"]).arg(&file).go().ok();
@@ -131,9 +141,13 @@ fn attack_row_2_who_has_no_login_is_not_everybody() {
 #[test]
 fn attack_row_3_delimiters_and_look_alikes_are_in_no_name() {
     let cluster = field().cluster;
-    const BAD: [&str; 13] = ["a,root", "a root", "a\nroot", "a\troot", "a\"root", "a'root", "a;root", "-oProxyCommand=x", "rооt", "a*", "../root", "a/b", ""];
+    const BAD: [&str; 13] =
+        ["a,root", "a root", "a\nroot", "a\troot", "a\"root", "a'root", "a;root", "-oProxyCommand=x", "rооt", "a*", "../root", "a/b", ""];
     for bad in BAD {
-        let logins = cluster.tctl(["users", "add", "delimited", "--roles=access"]).arg(format!("--logins={}", if bad == "a,root" { "a b" } else { bad })).go();
+        let logins = cluster
+            .tctl(["users", "add", "delimited", "--roles=access"])
+            .arg(format!("--logins={}", if bad == "a,root" { "a b" } else { bad }))
+            .go();
         assert!(bad.is_empty() || logins.status != 0, "{bad:?}: {logins}");
         cluster.tctl(["users", "rm", "delimited"]).go();
         cluster.tctl(["users", "add", "--roles=access", "--", bad]).go().refused();
@@ -308,7 +322,12 @@ fn attack_row_9_a_renewed_certificate_has_no_more_than_the_one_before() {
             clock: SystemClock::shared(),
         });
         let key = KeyPair::generate().unwrap();
-        let ask = |ttl: u64| wire::api::ReissueRequest { ssh_public_key: key.ssh_public().unwrap(), tls_public_key: key.spki_der().into(), ttl, ..Default::default() };
+        let ask = |ttl: u64| wire::api::ReissueRequest {
+            ssh_public_key: key.ssh_public().unwrap(),
+            tls_public_key: key.spki_der().into(),
+            ttl,
+            ..Default::default()
+        };
         for ttl in [0, 60, 30 * 3600, u64::MAX] {
             let reply = api.reissue(ask(ttl)).await.unwrap();
             let expires: types::Time = reply.expires.parse().unwrap();
@@ -349,7 +368,11 @@ fn attack_row_13_nothing_is_dialled_but_registered_hosts() {
             let option = |text: &str| ["-o".to_owned(), text.to_owned()];
             let ran = Run::new("ssh")
                 .args(["-F", "/dev/null", "-p", &field.cluster.jump_port.to_string()])
-                .args(["BatchMode=yes", "IdentityAgent=none", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"].iter().flat_map(|text| option(text)))
+                .args(
+                    ["BatchMode=yes", "IdentityAgent=none", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"]
+                        .iter()
+                        .flat_map(|text| option(text)),
+                )
                 .args(option(&format!("IdentityFile={}", stem.display())))
                 .args(option(&format!("CertificateFile={}", certificate.display())))
                 .args(["-W", &format!("{target}:{port}"), &format!("{}@127.0.0.1", me())])
@@ -374,7 +397,18 @@ fn attack_row_20_a_packet_that_was_slipped_in_before_the_keys_ends_the_connectio
         let words = ["-p".to_owned(), port.to_string(), format!("{}@127.0.0.1", me()), "id -un".to_owned()];
         let option = |name: &str, value: &dyn std::fmt::Display| ["-o".to_owned(), format!("{name}={value}")];
         Run::new("ssh")
-            .args(["-F", "/dev/null", "-o", "BatchMode=yes", "-o", "IdentityAgent=none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
+            .args([
+                "-F",
+                "/dev/null",
+                "-o",
+                "BatchMode=yes",
+                "-o",
+                "IdentityAgent=none",
+                "-o",
+                "StrictHostKeyChecking=no",
+                "-o",
+                "UserKnownHostsFile=/dev/null",
+            ])
             .args(option("IdentityFile", &stem.display()))
             .args(option("CertificateFile", &certificate.display()))
             .args(words)
@@ -424,7 +458,10 @@ fn attack_row_23_bad_values_in_the_key_exchange_get_no_reply_and_stop_nobody() {
         let offered = plain.packet().unwrap();
         drop(plain);
         let mut tried = 0;
-        for method in lists(&offered)[0].split(',').filter(|name| !name.starts_with("kex-strict") && !name.starts_with("ext-info") && !name.contains("group-exchange")) {
+        for method in lists(&offered)[0]
+            .split(',')
+            .filter(|name| !name.starts_with("kex-strict") && !name.starts_with("ext-info") && !name.contains("group-exchange"))
+        {
             let began = Instant::now();
             let mut values: Vec<Vec<u8>> = vec![vec![], vec![0; 31], vec![0; 33], vec![0xff; 4000]];
             if method.contains("25519") && !method.contains("mlkem") {
@@ -543,10 +580,23 @@ fn attack_row_24_slow_peers_on_every_listener_keep_nobody_out() {
 fn attack_row_26_no_page_can_be_framed() {
     let cluster = field().cluster;
     let secret = "a".repeat(40);
-    for path in ["/", "/webapi/ping", "/webapi/find", "/webapi/ping/local", "/webapi/ping/other", "/web/style.css", "/nowhere", "/webapi/login", &format!("/web/invite/{secret}"), &format!("/webapi/invite/{secret}")] {
+    for path in [
+        "/",
+        "/webapi/ping",
+        "/webapi/find",
+        "/webapi/ping/local",
+        "/webapi/ping/other",
+        "/web/style.css",
+        "/nowhere",
+        "/webapi/login",
+        &format!("/web/invite/{secret}"),
+        &format!("/webapi/invite/{secret}"),
+    ] {
         for method in ["GET", "POST", "OPTIONS", "DELETE"] {
             let (_, head, _) = block_on(http(&cluster, method, path, &[], ""));
-            for header in ["x-frame-options: deny", "frame-ancestors 'none'", "x-content-type-options: nosniff", "referrer-policy: no-referrer"] {
+            for header in
+                ["x-frame-options: deny", "frame-ancestors 'none'", "x-content-type-options: nosniff", "referrer-policy: no-referrer"]
+            {
                 assert!(head.contains(header), "{method} {path} lacks {header}:\n{head}");
             }
             assert!(!head.contains("script-src") || head.contains("script-src 'none'"), "{head}");
@@ -557,7 +607,10 @@ fn attack_row_26_no_page_can_be_framed() {
 #[test]
 fn attack_row_29_what_nobody_knows_is_refused_and_the_rest_goes_on() {
     let field = &field();
-    field.cluster.role("row29-none", "{options: {port_forwarding: false, forward_agent: false}, allow: {logins: ['{{internal.logins}}'], node_labels: {'*': '*'}}}");
+    field.cluster.role(
+        "row29-none",
+        "{options: {port_forwarding: false, forward_agent: false}, allow: {logins: ['{{internal.logins}}'], node_labels: {'*': '*'}}}",
+    );
     field.cluster.person("row29", &["row29-none"], &[me()]);
     let stem = field.cluster.home.join("attack-row29");
     field.cluster.tctl(["auth", "sign", "--format=openssh", "--user=row29", "--out"]).arg(&stem).go().ok();
@@ -565,7 +618,10 @@ fn attack_row_29_what_nobody_knows_is_refused_and_the_rest_goes_on() {
     block_on(async {
         let handle = enter(field.direct.ssh_port, &key, &certificate).await;
         assert!(handle.channel_open_x11("127.0.0.1", 6000).await.is_err(), "x11");
-        assert!(handle.channel_open_direct_tcpip("127.0.0.1", u32::from(field.cluster.auth_port), "127.0.0.1", 1).await.is_err(), "direct-tcpip");
+        assert!(
+            handle.channel_open_direct_tcpip("127.0.0.1", u32::from(field.cluster.auth_port), "127.0.0.1", 1).await.is_err(),
+            "direct-tcpip"
+        );
         assert!(handle.channel_open_direct_streamlocal("/run/dbus/system_bus_socket").await.is_err(), "direct-streamlocal");
         assert!(handle.tcpip_forward("127.0.0.1", 0).await.is_err(), "tcpip-forward");
         let mut channel = handle.channel_open_session().await.unwrap();
@@ -607,7 +663,13 @@ fn attack_row_31_a_service_that_is_flooded_while_it_starts_answers_when_it_is_re
     let alice = cluster.person("alice", &["access"], &[me()]);
     let log = cluster.home.join("flood.log");
     cluster.auth().kill();
-    let script = format!("while :; do for p in {} {} {} {}; do (exec 3<>/dev/tcp/127.0.0.1/$p && printf 'GET / HTTP/1.1\\r\\n\\r\\n' >&3) 2>/dev/null; done; done", cluster.auth_port, cluster.web_port, cluster.jump_port, cluster.auth().diag_port);
+    let script = format!(
+        "while :; do for p in {} {} {} {}; do (exec 3<>/dev/tcp/127.0.0.1/$p && printf 'GET / HTTP/1.1\\r\\n\\r\\n' >&3) 2>/dev/null; done; done",
+        cluster.auth_port,
+        cluster.web_port,
+        cluster.jump_port,
+        cluster.auth().diag_port
+    );
     let flood = Running::start(&Run::new("bash").arg("-c").arg(script).into_command(), &log);
     cluster.auth().start();
     cluster.auth().wait_ready();

@@ -1,8 +1,7 @@
 //! How a service tells how it is, and how it ends.
 
 use harness::{
-    Cluster, Run, Setup,
-    binary,
+    Cluster, Run, Setup, binary,
     cluster::{shared, until_ok},
     eventually,
     person::me,

@@ -19,7 +19,10 @@ fn listens_on(pid: u32) -> BTreeSet<u16> {
         .collect();
     let table = |name: &str| fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
     let all = table("tcp") + &table("tcp6");
-    let listening = all.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).filter(|words| words.get(3) == Some(&"0A") && sockets.contains(words[9]));
+    let listening = all
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|words| words.get(3) == Some(&"0A") && sockets.contains(words[9]));
     listening.map(|words| u16::from_str_radix(words[1].rsplit(':').next().unwrap(), 16).unwrap()).collect()
 }
 
@@ -79,11 +82,23 @@ fn a_bad_token_a_foreign_role_and_a_bad_pin_are_refused_by_name() {
 fn a_token_that_was_removed_or_has_expired_joins_nobody() {
     let cluster = shared();
     let node = cluster.new_node("join-removed", Way::Tunnel, &[], harness::binary::current());
-    let made = cluster.tctl(["tokens", "add", "--type=node", "--ttl=1h", "--value=my-own-token-of-some-length", "--format=json"]).go().json();
+    let made =
+        cluster.tctl(["tokens", "add", "--type=node", "--ttl=1h", "--value=my-own-token-of-some-length", "--format=json"]).go().json();
     assert_eq!(made["token"], "my-own-token-of-some-length");
     let listed = cluster.tctl(["tokens", "ls", "--format=json"]).go();
     assert!(!listed.ok().contains("my-own-token-of-some-length"), "a token is shown once");
-    let name = listed.json().as_array().unwrap().iter().find(|token| token["spec"]["hint"].as_str().is_some_and(|hint| !hint.is_empty() && "my-own-token-of-some-length".starts_with(hint))).unwrap()["metadata"]["name"].as_str().unwrap().to_owned();
+    let name = listed
+        .json()
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|token| {
+            token["spec"]["hint"].as_str().is_some_and(|hint| !hint.is_empty() && "my-own-token-of-some-length".starts_with(hint))
+        })
+        .unwrap()["metadata"]["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     cluster.tctl(["tokens", "rm", &name]).go().ok();
     node.set_args(["--token=my-own-token-of-some-length"]);
     node.command().go().fails(1, "LG-JOIN-001");

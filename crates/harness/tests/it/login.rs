@@ -1,11 +1,6 @@
 //! Getting in and out: password, second factor, invitation, lock-out, expiry, and what `tsh` says about it.
 
-use harness::{
-    Cluster, Person, Setup,
-    cluster::shared,
-    eventually,
-    person::me,
-};
+use harness::{Cluster, Person, Setup, cluster::shared, eventually, person::me};
 use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
 #[test]
@@ -47,7 +42,11 @@ fn an_invitation_works_once() {
     let cluster = shared();
     let alice = cluster.person("login-once", &["access"], &[me()]);
     let again = alice.elsewhere("again");
-    let ran = again.tsh(["login"]).args(again.where_to()).arg(format!("--invite={}", again.invite)).env("LOCKGATE_PASSWORD_FILE", again.password_file("another password"));
+    let ran = again
+        .tsh(["login"])
+        .args(again.where_to())
+        .arg(format!("--invite={}", again.invite))
+        .env("LOCKGATE_PASSWORD_FILE", again.password_file("another password"));
     ran.go().fails(1, "LG-LOGIN-005");
     alice.login().go().ok();
     cluster.event("user.password_change", "L1005I", &[("user", "login-once")]);
@@ -57,7 +56,11 @@ fn an_invitation_works_once() {
 fn a_weak_password_is_refused_and_the_invitation_stays() {
     let cluster = shared();
     let bob = Person::invite(&cluster, "login-weak", &["access"], &[me()]);
-    let weak = bob.tsh(["login"]).args(bob.where_to()).arg(format!("--invite={}", bob.invite)).env("LOCKGATE_PASSWORD_FILE", bob.password_file("short"));
+    let weak = bob
+        .tsh(["login"])
+        .args(bob.where_to())
+        .arg(format!("--invite={}", bob.invite))
+        .env("LOCKGATE_PASSWORD_FILE", bob.password_file("short"));
     weak.go().fails(1, "LG-LOGIN-006");
     bob.accept();
 }
@@ -153,7 +156,11 @@ fn a_second_factor_is_set_with_the_invitation_and_asked_for_at_every_login() {
     assert_eq!(shown.0, 200, "{}", shown.1);
     let otp_url = serde_json::from_str::<serde_json::Value>(&shown.1).unwrap()["otp_url"].as_str().unwrap().to_owned();
     let kept = alice.home.with_extension("otp");
-    let accept = alice.tsh(["login"]).args(alice.where_to()).arg(format!("--invite={}", alice.invite)).env("LOCKGATE_PASSWORD_FILE", alice.password_file(&alice.password));
+    let accept = alice
+        .tsh(["login"])
+        .args(alice.where_to())
+        .arg(format!("--invite={}", alice.invite))
+        .env("LOCKGATE_PASSWORD_FILE", alice.password_file(&alice.password));
     // The code after the one that accepted the invitation logs in at once.
     accept.env("LOCKGATE_OTP_SECRET_FILE", &kept).go().ok();
     let step = otp_step();
@@ -192,5 +199,9 @@ fn otp_step() -> u64 {
 /// By the tool that everybody has, so that both sides do not share one library's mistake.
 fn hmac_sha1(key: &[u8], message: &[u8]) -> Vec<u8> {
     let key = data_encoding::HEXLOWER.encode(key);
-    harness::Run::new("openssl").args(["dgst", "-sha1", "-mac", "HMAC", "-macopt", &format!("hexkey:{key}"), "-binary"]).input(message).go().out
+    harness::Run::new("openssl")
+        .args(["dgst", "-sha1", "-mac", "HMAC", "-macopt", &format!("hexkey:{key}"), "-binary"])
+        .input(message)
+        .go()
+        .out
 }

@@ -1,5 +1,12 @@
 //! The whole system: real processes, real OpenSSH. One module for each thing that a user or an attacker does.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr, reason = "tests and their helpers fail by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "tests and their helpers fail by panicking"
+)]
 
 mod admin;
 mod attacks;

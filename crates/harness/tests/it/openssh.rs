@@ -66,7 +66,8 @@ fn files_are_copied_by_scp_sftp_and_rsync() {
     arrived("scp-sftp");
     plain.run("scp").arg(remote("from")).arg(to("scp-down")).go().ok();
     arrived("scp-down");
-    let batch = format!("put {} {}\nget {0} {}\nls {}\n", from.display(), to("sftp-up").display(), to("sftp-down").display(), plain.dir.display());
+    let batch =
+        format!("put {} {}\nget {0} {}\nls {}\n", from.display(), to("sftp-up").display(), to("sftp-down").display(), plain.dir.display());
     plain.run("sftp").args(["-b", "-", &plain.host]).input(batch).go().ok();
     arrived("sftp-up");
     arrived("sftp-down");
@@ -78,7 +79,8 @@ fn files_are_copied_by_scp_sftp_and_rsync() {
 fn git_clones_over_it() {
     let cluster = shared();
     let plain = plain(&cluster, "openssh-git");
-    let git = |words: &[&str]| plain.run("git").env("GIT_SSH_COMMAND", plain.over()).env("GIT_CONFIG_GLOBAL", "/dev/null").args(words).go().ok();
+    let git =
+        |words: &[&str]| plain.run("git").env("GIT_SSH_COMMAND", plain.over()).env("GIT_CONFIG_GLOBAL", "/dev/null").args(words).go().ok();
     // Made by the account that serves it: git reads no other's repository.
     let make = "git init -q origin && cd origin && echo kept >file && git add . && git -c user.name=a -c user.email=a@b commit -qm one";
     plain.run("ssh").args([&plain.host, &format!("cd {} && {make}", plain.dir.display())]).go().ok();
@@ -139,7 +141,9 @@ fn a_host_that_joined_directly_is_reached_on_its_own_port_and_through_the_proxy(
     until_ok(Duration::from_secs(20), || alice.ssh(&format!("{}@direct1", me()), "true"));
     let files = files(&cluster, "alice");
     let port = direct.ssh_port.to_string();
-    let ssh = |login: &str, command: &str| Run::new("ssh").args(&files).args(["-o", "HostKeyAlias=direct1", "-p", &port, &format!("{login}@127.0.0.1"), command]).go();
+    let ssh = |login: &str, command: &str| {
+        Run::new("ssh").args(&files).args(["-o", "HostKeyAlias=direct1", "-p", &port, &format!("{login}@127.0.0.1"), command]).go()
+    };
     assert_eq!(ssh(me(), "id -un").ok().trim(), me());
     ssh("nobody", "true").refused();
     let jump = format!("{}@127.0.0.1:{}", me(), cluster.jump_port);

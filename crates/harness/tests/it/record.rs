@@ -79,7 +79,13 @@ fn attack_row_17_a_host_killed_in_the_middle_keeps_what_was_seen_until_then() {
     eventually(SOON, "the session has begun", || session.log().contains("seen before").then_some(()));
     // Written to the spool while it runs: what the user saw is on disk soon after.
     let spool = cluster.node().data_dir.join("spool");
-    let recorded = || fs::read_dir(&spool).into_iter().flatten().flatten().any(|entry| fs::read(entry.path()).is_ok_and(|bytes| bytes.windows(11).any(|window| window == b"seen before")));
+    let recorded = || {
+        fs::read_dir(&spool)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|entry| fs::read(entry.path()).is_ok_and(|bytes| bytes.windows(11).any(|window| window == b"seen before")))
+    };
     eventually(SOON, "the spool has it", || recorded().then_some(()));
     cluster.node().kill();
     assert_ne!(session.wait(SOON), 0);
@@ -122,7 +128,15 @@ fn attack_row_32_a_changed_byte_in_the_audit_log_is_found() {
     assert!(seen["events"].as_u64().unwrap() >= 3, "{seen}");
     cluster.auth().signal(nix::sys::signal::Signal::SIGTERM);
     cluster.auth().wait(SOON);
-    let file = Run::new("grep").args(["-rl", "alice"]).arg(cluster.auth().data_dir.join("auth/audit")).go().ok().lines().next().unwrap().to_owned();
+    let file = Run::new("grep")
+        .args(["-rl", "alice"])
+        .arg(cluster.auth().data_dir.join("auth/audit"))
+        .go()
+        .ok()
+        .lines()
+        .next()
+        .unwrap()
+        .to_owned();
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, text.replacen("alice", "alicf", 1)).unwrap();
     cluster.allow("audit");

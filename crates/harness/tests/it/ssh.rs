@@ -101,7 +101,9 @@ fn a_half_closed_input_still_gets_its_answer() {
 
 /// A stream that is the same each time and does not compress.
 fn noise(bytes: u64) -> String {
-    format!("head -c {bytes} /dev/zero | openssl enc -aes-128-ctr -nosalt -K 000102030405060708090a0b0c0d0e0f -iv 00000000000000000000000000000000")
+    format!(
+        "head -c {bytes} /dev/zero | openssl enc -aes-128-ctr -nosalt -K 000102030405060708090a0b0c0d0e0f -iv 00000000000000000000000000000000"
+    )
 }
 
 #[test]
@@ -109,7 +111,16 @@ fn a_gibibyte_arrives_whole_both_ways() {
     let alice = shared().person("ssh-bulk", &["access"], &[me()]);
     let target = format!("{}@node1", me());
     let noise = noise(1 << 30);
-    let shell = |script: String| Run::new("bash").arg("-o").arg("pipefail").arg("-c").arg(script).arg("sh").env("LOCKGATE_HOME", &alice.home).deadline(Duration::from_secs(300));
+    let shell = |script: String| {
+        Run::new("bash")
+            .arg("-o")
+            .arg("pipefail")
+            .arg("-c")
+            .arg(script)
+            .arg("sh")
+            .env("LOCKGATE_HOME", &alice.home)
+            .deadline(Duration::from_secs(300))
+    };
     let program = harness::binary::current().display();
     let tsh = format!("{program} tsh ssh {target}");
     let expected = shell(format!("{noise} | sha256sum")).go().text();
@@ -131,7 +142,8 @@ fn fifty_sessions_run_at_once() {
     std::thread::scope(|scope| {
         let sessions: Vec<_> = (0..50)
             .map(|number| {
-                let command = format!("touch {}/fifty-{number}; while [ ! -e {} ]; do sleep 0.1; done; echo {number}", place.display(), go.display());
+                let command =
+                    format!("touch {}/fifty-{number}; while [ ! -e {} ]; do sleep 0.1; done; echo {number}", place.display(), go.display());
                 let (alice, target) = (&alice, &target);
                 scope.spawn(move || alice.ssh(target, &command).deadline(Duration::from_secs(120)).go())
             })
@@ -175,7 +187,10 @@ fn a_host_that_is_forbidden_and_one_that_does_not_exist_look_alike() {
 fn labels_choose_hosts_and_deny_wins() {
     let cluster = Cluster::start();
     cluster.join("db-1", Way::Tunnel, &[("env", "prod"), ("team", "db")]);
-    cluster.role("by-pattern", "{allow: {logins: ['{{internal.logins}}'], node_labels: {env: ['^(prod|test)$']}}, deny: {node_labels: {team: db}}}");
+    cluster.role(
+        "by-pattern",
+        "{allow: {logins: ['{{internal.logins}}'], node_labels: {env: ['^(prod|test)$']}}, deny: {node_labels: {team: db}}}",
+    );
     let alice = cluster.person("alice", &["by-pattern"], &[me()]);
     let listed = alice.tsh(["ls"]).go().ok();
     assert!(listed.contains("node1") && !listed.contains("db-1"), "{listed}");
@@ -199,7 +214,11 @@ fn long_session(cluster: &Cluster, alice: &Person, name: &str) -> Running {
 fn a_role_that_is_taken_away_ends_sessions_and_opens_none() {
     let cluster = Cluster::start();
     cluster.role("team", "{allow: {logins: ['{{internal.logins}}'], node_labels: {'*': '*'}}}");
-    let (alice, bob, carol) = (cluster.person("alice", &["team"], &[me()]), cluster.person("bob", &["team"], &[me()]), cluster.person("carol", &["access"], &[me()]));
+    let (alice, bob, carol) = (
+        cluster.person("alice", &["team"], &[me()]),
+        cluster.person("bob", &["team"], &[me()]),
+        cluster.person("carol", &["access"], &[me()]),
+    );
     let (mut of_bob, mut of_carol) = (long_session(&cluster, &bob, "bob"), long_session(&cluster, &carol, "carol"));
     let mut of_alice = long_session(&cluster, &alice, "alice");
     // The role itself changes: both holders are out.
@@ -275,11 +294,16 @@ fn sessions_open_while_the_auth_service_is_away() {
 fn attack_row_19_a_session_sees_its_own_environment_and_none_of_the_service() {
     let alice = shared().person("ssh-env", &["access"], &[me()]);
     // What the shell was given, before its own start files.
-    let out = alice.ssh(&format!("{}@node1", me()), r"tr '\0' '\n' </proc/$$/environ").env("LD_PRELOAD", "/nowhere.so").env("SECRET_OF_MINE", "x").go();
+    let out = alice
+        .ssh(&format!("{}@node1", me()), r"tr '\0' '\n' </proc/$$/environ")
+        .env("LD_PRELOAD", "/nowhere.so")
+        .env("SECRET_OF_MINE", "x")
+        .go();
     let names: BTreeSet<String> = out.text().lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name.to_owned()).collect();
     assert!(names.contains("LOCKGATE_SESSION") && names.contains("HOME"), "{out}");
     let known = ["HOME", "USER", "LOGNAME", "SHELL", "PATH", "PWD", "SHLVL", "_", "TERM", "LANG", "OLDPWD", "MAIL"];
-    let strange: Vec<_> = names.iter().filter(|name| !known.contains(&name.as_str()) && !name.starts_with("LC_") && !name.starts_with("SSH_")).collect();
+    let strange: Vec<_> =
+        names.iter().filter(|name| !known.contains(&name.as_str()) && !name.starts_with("LC_") && !name.starts_with("SSH_")).collect();
     let own = ["LOCKGATE_SESSION", "LOCKGATE_CLUSTER", "LOCKGATE_USER", "LOCKGATE_HOST_ID"];
     assert!(strange.iter().all(|name| own.contains(&name.as_str())), "{strange:?}");
 }
@@ -308,7 +332,12 @@ fn a_local_port_is_forwarded_where_roles_allow_it() {
         let mut answer = [0; 18];
         stream.read_exact(&mut answer).ok().map(|()| answer)
     };
-    let forward = |person: &Person, port: u16| beside(person.tsh(["ssh", "-N", "-L", &format!("{port}:127.0.0.1:{echo}"), &target]), &cluster.home.join(format!("forward-{}.log", person.name)));
+    let forward = |person: &Person, port: u16| {
+        beside(
+            person.tsh(["ssh", "-N", "-L", &format!("{port}:127.0.0.1:{echo}"), &target]),
+            &cluster.home.join(format!("forward-{}.log", person.name)),
+        )
+    };
     let alice = cluster.person("ssh-forward", &["access"], &[me()]);
     let port = harness::cluster::free_port();
     let _forwarding = forward(&alice, port);

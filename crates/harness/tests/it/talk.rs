@@ -59,7 +59,8 @@ pub(crate) fn refusal(answer: &Answer) -> Option<&Public> {
 /// One HTTP request over TLS to the Proxy: the status line's number, the head in lower case, the body.
 pub(crate) async fn http(cluster: &Cluster, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String, String) {
     let mut stream = tls(cluster.web_port, b"http/1.1", "127.0.0.1", None).await.unwrap();
-    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n", cluster.proxy_addr(), body.len());
+    let mut request =
+        format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n", cluster.proxy_addr(), body.len());
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));
     }

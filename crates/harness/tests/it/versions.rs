@@ -87,7 +87,23 @@ fn verdict(version: &str, host_to_auth: bool, host: bool, skips: bool) -> Option
     }
 }
 
-const CLAIMS: [&str; 15] = ["2.1.0", "2.0.0", "2.99.7", "2.2.0-rc.1", "1.4.0", "1.0.0-rc.1", "0.9.0", "0.0.1", "3.0.0", "3.0.0-rc.1", "4.0.0", "", "two", "2", "2.1"];
+const CLAIMS: [&str; 15] = [
+    "2.1.0",
+    "2.0.0",
+    "2.99.7",
+    "2.2.0-rc.1",
+    "1.4.0",
+    "1.0.0-rc.1",
+    "0.9.0",
+    "0.0.1",
+    "3.0.0",
+    "3.0.0-rc.1",
+    "4.0.0",
+    "",
+    "two",
+    "2",
+    "2.1",
+];
 
 #[test]
 fn g3_g4_g6_every_pair_of_roles_at_every_distance_gets_the_verdict_of_the_table() {
@@ -98,7 +114,8 @@ fn g3_g4_g6_every_pair_of_roles_at_every_distance_gets_the_verdict_of_the_table(
         for edge in &edges {
             for (version, skips) in CLAIMS.into_iter().flat_map(|version| [(version, false), (version, true)]) {
                 let name = name_of(edge.server.clone(), &cluster);
-                let mut stream = tls(edge.port, edge.alpn, &name, Some(&edge.identity)).await.unwrap_or_else(|error| panic!("{}: {error}", edge.name));
+                let mut stream =
+                    tls(edge.port, edge.alpn, &name, Some(&edge.identity)).await.unwrap_or_else(|error| panic!("{}: {error}", edge.name));
                 let ours = Hello { skips_version_check: skips, ..claiming(edge.role, version) };
                 let answer = hello(&mut stream, &ours).await.unwrap_or_else(|error| panic!("{} {version:?}: {error}", edge.name));
                 assert_eq!(answer.hello.version, NOW, "{}", edge.name);
@@ -144,7 +161,11 @@ fn g1_anyone_can_ask_for_the_version_with_or_without_a_connector_and_when_auth_i
     let check = |path: &str| {
         let (status, body) = web_get(&cluster, path);
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
-        assert_eq!((body["server_version"].as_str(), body["min_client_version"].as_str()), (Some(NOW), Some("1.0.0")), "{path}: {status} {body}");
+        assert_eq!(
+            (body["server_version"].as_str(), body["min_client_version"].as_str()),
+            (Some(NOW), Some("1.0.0")),
+            "{path}: {status} {body}"
+        );
         (status, body)
     };
     let (status, body) = check("/webapi/ping");
@@ -170,7 +191,8 @@ fn g4_real_clients_of_four_majors() {
     let target = format!("{}@node1", me());
     let check = |program: &Path, version: &str, want: Option<&str>| {
         let other = alice.elsewhere(version);
-        let login = other.tsh_of(program, ["login"]).args(other.where_to()).env("LOCKGATE_PASSWORD_FILE", other.password_file(&other.password));
+        let login =
+            other.tsh_of(program, ["login"]).args(other.where_to()).env("LOCKGATE_PASSWORD_FILE", other.password_file(&other.password));
         let runs = [
             ("login", login.go()),
             ("ls", alice.tsh_of(program, ["ls"]).go()),
@@ -181,7 +203,10 @@ fn g4_real_clients_of_four_majors() {
         for (what, ran) in runs {
             match want {
                 // The last is refused for its roles, which is an answer; a version would be another.
-                None => assert!(ran.status == 0 || (what == "tctl from elsewhere" && ran.code() == Some("LG-ACCESS-001")), "{version} {what}: {ran}"),
+                None => assert!(
+                    ran.status == 0 || (what == "tctl from elsewhere" && ran.code() == Some("LG-ACCESS-001")),
+                    "{version} {what}: {ran}"
+                ),
                 Some(code) => {
                     assert!(ran.status != 0 && ran.code() == Some(code), "{version} {what} wants {code}: {ran}");
                     assert!(ran.err.contains(NOW) && ran.err.contains(version), "both versions: {ran}");
@@ -245,7 +270,12 @@ fn g6_the_flag_turns_the_refusal_into_a_warning_that_is_written_down() {
     assert_eq!((&row["skips_version_check"], row["version"].as_str()), (&true.into(), Some(NEXT)), "{row}");
     let proxy = cluster.watch(cluster.new_proxy("skipping-proxy", &built(NEXT)));
     let yaml = fs::read_to_string(&proxy.config).unwrap();
-    fs::write(&proxy.config, yaml.replace(&cluster.web_port.to_string(), &free_port().to_string()).replace(&cluster.jump_port.to_string(), &free_port().to_string())).unwrap();
+    fs::write(
+        &proxy.config,
+        yaml.replace(&cluster.web_port.to_string(), &free_port().to_string())
+            .replace(&cluster.jump_port.to_string(), &free_port().to_string()),
+    )
+    .unwrap();
     proxy.set_args([format!("--token={}", cluster.token("proxy")), "--skip-version-check".into()]);
     proxy.start();
     proxy.wait_ready();
@@ -275,7 +305,14 @@ fn g2_a_pre_release_does_not_start_a_production_cluster_nor_join_one() {
     ran.fails(1, "LG-VERSION-004");
     assert!(ran.err.contains("--allow-prerelease") && ran.err.contains(NEXT), "{ran}");
     // A member that is a pre-release of an accepted major is refused by a production cluster, whatever the handshake says.
-    let cluster = Cluster::with(Setup { auth: built(BEFORE), proxy: built(BEFORE), node: built(BEFORE), split: true, with_node: false, ..Setup::default() });
+    let cluster = Cluster::with(Setup {
+        auth: built(BEFORE),
+        proxy: built(BEFORE),
+        node: built(BEFORE),
+        split: true,
+        with_node: false,
+        ..Setup::default()
+    });
     let node = cluster.new_node("rc", Way::Direct, &[], &built(NEXT));
     node.set_args([format!("--token={}", cluster.token("node")), "--skip-version-check".into()]);
     let ran = node.command().go();
@@ -299,7 +336,8 @@ fn stored(auth_dir: &Path) -> BTreeMap<String, String> {
     }
     let database = rusqlite::Connection::open(scratch.path().join("state.db")).unwrap();
     let mut tables = database.prepare("SELECT name, sql FROM sqlite_master ORDER BY name").unwrap();
-    let tables: Vec<(String, Option<String>)> = tables.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect();
+    let tables: Vec<(String, Option<String>)> =
+        tables.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect();
     for (name, sql) in tables.iter().filter(|(_, sql)| sql.as_deref().is_some_and(|sql| sql.starts_with("CREATE TABLE"))) {
         let mut query = database.prepare(&format!("SELECT * FROM \"{name}\" ORDER BY 1, 2")).unwrap();
         let columns = query.column_count();
