@@ -157,7 +157,7 @@ mod tests {
             r#"LGH1{"version":"8.3.7","role":"tsh","apis":{"auth":[1,1]},"capabilities":["x"]}"#
         );
         assert_eq!(String::from_utf8(encode(&Verdict::Accept)).unwrap(), r#"LGH1"accept""#);
-        let refuse = Verdict::Refuse(Public::new(types::Code::VersionTooNew, "no"));
+        let refuse = Verdict::Refuse(Public::new(Code::VersionTooNew, "no"));
         assert_eq!(String::from_utf8(encode(&refuse)).unwrap(), r#"LGH1{"refuse":{"code":"LG-VERSION-002","message":"no"}}"#);
     }
 
