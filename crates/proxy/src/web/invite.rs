@@ -29,8 +29,7 @@ struct Answer {
 
 /// `GET /webapi/invite/{secret}`
 pub(super) async fn show(State(shared): State<Arc<Shared>>, Path(secret): Path<String>, request: Request) -> Result<Json<Value>, Failure> {
-    shared.attempts.take(source(&request)?)?;
-    let invite = look_up(&shared, &secret).await?;
+    let invite = shared.attempts.attempt(source(&request)?, look_up(&shared, &secret)).await?;
     Ok(Json(json!({ "user": invite.user, "expires": invite.expires, "otp_url": invite.otp_url })))
 }
 
@@ -42,18 +41,20 @@ pub(super) async fn accept(
 ) -> Result<Json<Value>, Failure> {
     let source = source(&request)?;
     let body = body(request).await?;
-    shared.attempts.take(source)?;
-    // Serde's message may quote the password.
-    let answer = serde_json::from_slice::<Answer>(&body)
-        .map_err(|_| Public::new(Code::Malformed, "the answer to the invitation cannot be read; it has \"password\" and \"otp\""))?;
-    carry(&shared, &secret, answer, source.to_string()).await?;
+    let accept = async {
+        // Serde's message may quote the password.
+        let answer = serde_json::from_slice::<Answer>(&body)
+            .map_err(|_| Public::new(Code::Malformed, "the answer to the invitation cannot be read; it has \"password\" and \"otp\""))?;
+        carry(&shared, &secret, answer, source.to_string()).await
+    };
+    shared.attempts.attempt(source, accept).await?;
     Ok(Json(json!({})))
 }
 
 /// `GET /web/invite/{secret}`
 pub(super) async fn page(State(shared): State<Arc<Shared>>, Path(secret): Path<String>, request: Request) -> Response {
-    let found = match source(&request).and_then(|source| shared.attempts.take(source)) {
-        Ok(()) => look_up(&shared, &secret).await,
+    let found = match source(&request) {
+        Ok(source) => shared.attempts.attempt(source, look_up(&shared, &secret)).await,
         Err(error) => Err(error),
     };
     match found {
@@ -69,17 +70,13 @@ pub(super) async fn page_accept(State(shared): State<Arc<Shared>>, Path(secret):
         (Ok(source), Ok(answer)) => (source, answer),
         (Err(error), _) | (_, Err(error)) => return failed(&error),
     };
-    let invite = match shared.attempts.take(source) {
-        Ok(()) => look_up(&shared, &secret).await,
-        Err(error) => Err(error),
-    };
-    let invite = match invite {
+    let invite = match shared.attempts.attempt(source, look_up(&shared, &secret)).await {
         Ok(invite) => invite,
         Err(error) => return failed(&error),
     };
     let accepted = match answer.again.as_ref().is_some_and(|again| *again != answer.password) {
         true => Err(Public::new(Code::PasswordWeak, "the two passwords are not the same")),
-        false => carry(&shared, &secret, answer, source.to_string()).await,
+        false => shared.attempts.attempt(source, carry(&shared, &secret, answer, source.to_string())).await,
     };
     match accepted {
         Ok(()) => Html(page::accepted(&invite.user, &info::proxy_name(&shared, &headers))).into_response(),

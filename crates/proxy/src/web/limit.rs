@@ -1,8 +1,9 @@
 //! How often one source may try to log in or to use an invitation: a bucket of attempts per source, refilled over time.
 //!
 //! Guessing is stopped by the Auth Service's lock-out per account; this bounds what one source can cost (a password check is
-//! meant to be expensive). Sources are IPv4 addresses and IPv6 /64 networks. The table is bounded: when it is full, full buckets
-//! are forgotten, which gives nobody more attempts than he had.
+//! meant to be expensive). An attempt that succeeded is given back, so that a whole company behind one address never meets
+//! the limit: only failures, and what is under way, count. Sources are IPv4 addresses and IPv6 /64 networks. The table is
+//! bounded: when it is full, full buckets are forgotten, which gives nobody more attempts than he had.
 
 use std::{
     collections::BTreeMap,
@@ -59,6 +60,13 @@ impl Buckets {
         *bucket = Bucket { left: if left >= 1.0 { left - 1.0 } else { left }, at: now };
         left >= 1.0
     }
+
+    /// That source's attempt did no harm: it has it again.
+    pub(crate) fn give_back(&mut self, source: IpAddr) {
+        if let Some(bucket) = self.sources.get_mut(&network(source)) {
+            bucket.left = (bucket.left + 1.0).min(f64::from(self.rate.burst));
+        }
+    }
 }
 
 fn network(ip: IpAddr) -> IpAddr {
@@ -83,6 +91,19 @@ mod tests {
         assert!(!buckets.take(one, at(1)));
         assert!(buckets.take(one, at(2)));
         assert!(!buckets.take(one, at(2)));
+    }
+
+    #[test]
+    fn an_attempt_that_is_given_back_can_be_taken_again_and_never_makes_more_than_a_burst() {
+        let mut buckets = Buckets::new(Rate { burst: 2, per_second: 0.0 });
+        let office = "192.0.2.1".parse().unwrap();
+        for _ in 0..100 {
+            assert!(buckets.take(office, Duration::ZERO));
+            buckets.give_back(office);
+        }
+        buckets.give_back(office);
+        let taken = (0..5).filter(|_| buckets.take(office, Duration::ZERO)).count();
+        assert_eq!(taken, 2);
     }
 
     #[test]

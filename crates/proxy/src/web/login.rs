@@ -10,7 +10,7 @@ use axum::{
 use data_encoding::BASE64;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 use types::{Code, Public, Ttl};
 use wire::{
     api::LoginRequest,
@@ -43,12 +43,16 @@ enum Life {
 pub(super) async fn login(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<Value>, Failure> {
     let source = source(&request)?;
     let hello = request.headers().get(HEADER).and_then(|value| serde_json::from_slice::<Hello>(value.as_bytes()).ok());
-    // Serde's message may quote what it met, and a password is in there.
-    let malformed = |what: &str| Public::new(Code::Malformed, format!("the login request cannot be read: {what}"));
     let body = body(request).await?;
     // Only now: a body that never comes must not use up the attempts of others behind the same address.
-    shared.attempts.take(source)?;
-    let asked: Login = serde_json::from_slice(&body)
+    let carried = carry(&shared, source, hello, &body);
+    shared.attempts.attempt(source, carried).await
+}
+
+async fn carry(shared: &Shared, source: IpAddr, hello: Option<Hello>, body: &[u8]) -> Result<Json<Value>, Failure> {
+    // Serde's message may quote what it met, and a password is in there.
+    let malformed = |what: &str| Public::new(Code::Malformed, format!("the login request cannot be read: {what}"));
+    let asked: Login = serde_json::from_slice(body)
         .map_err(|error| malformed(&format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column())))?;
     let key = BASE64.decode(asked.tls_public_key.as_bytes()).map_err(|_| malformed("tls_public_key is not base64"))?;
     let ttl = match asked.ttl {

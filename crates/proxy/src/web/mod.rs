@@ -61,11 +61,15 @@ impl Attempts {
     pub(crate) fn new(rate: limit::Rate) -> Self {
         Self { begun: Instant::now(), buckets: Mutex::new(Buckets::new(rate)) }
     }
-    /// Takes one attempt, or says that there were too many.
-    fn take(&self, source: IpAddr) -> Result<(), Public> {
-        let free = self.buckets.lock().unwrap_or_else(PoisonError::into_inner).take(source, self.begun.elapsed());
+    /// Takes one attempt for what follows, or says that there were too many; a success gives it back.
+    async fn attempt<T, E: From<Public>>(&self, source: IpAddr, what: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let buckets = || self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = buckets().take(source, self.begun.elapsed());
         let error = || Public::new(Code::RateLimited, "too many attempts from your address").hint("wait a minute, then try again");
-        free.then_some(()).ok_or_else(error)
+        free.then_some(()).ok_or_else(error)?;
+        let done = what.await?;
+        buckets().give_back(source);
+        Ok(done)
     }
 }
 
