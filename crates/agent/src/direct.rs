@@ -7,6 +7,7 @@
 use crate::ssh::{self, Arrival, Shared};
 use net::{
     clock::SharedClock,
+    eager::Eager,
     frame::{FrameError, read_frame, write_frame},
     hello::{self, HelloError},
     listen::{Conn, Permit},
@@ -84,7 +85,11 @@ pub(crate) async fn serve(direct: Arc<Direct>, conn: Conn) {
 }
 
 /// A Proxy's connection, up to where SSH begins; with the address of the user it comes for.
-async fn accept(direct: &Direct, stream: TcpStream, permit: &Permit) -> Result<(TlsStream<TcpStream>, Option<SocketAddr>), DirectError> {
+async fn accept(
+    direct: &Direct,
+    stream: TcpStream,
+    permit: &Permit,
+) -> Result<(TlsStream<Eager<TcpStream>>, Option<SocketAddr>), DirectError> {
     let accepted = tls::accept(stream, direct.tls.clone(), &direct.authorities, &direct.clock, DEADLINE).await?;
     identify(accepted.identity.as_ref())?;
     permit.authenticated();

@@ -7,6 +7,8 @@
 
 mod direct;
 pub mod events;
+mod follow;
+mod proxies;
 pub mod record;
 pub mod service;
 pub mod spool;

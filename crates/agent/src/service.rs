@@ -1,14 +1,16 @@
 //! The SSH Service as a whole: [`Agent::build`] checks and opens what can fail, [`Agent::run`] serves until told otherwise.
 //!
 //! Draining takes no new sessions and waits for those that run; stopping ends them: programs get `HUP`, recordings are
-//! completed. Last of all, events and recordings are delivered as far as the cluster answers; the rest stays in the spool for
+//! completed. What changes meanwhile is followed in `follow.rs`. Last of all, events and recordings are delivered as far as the cluster answers; the rest stays in the spool for
 //! the next start.
 
 use crate::{
     direct::{self, Direct},
     events::{Audit, Keeper},
+    follow,
+    proxies::{self, Proxies},
     spool::Spool,
-    ssh::{Present, Settings, Shared},
+    ssh::{Guard, Present, Refusals, Settings, Shared},
     tunnel::{self, Dialer, Tunnel},
     world::{HostKeys, Upstream},
 };
@@ -143,7 +145,7 @@ impl Agent {
             return Err(AgentError::Unreachable);
         }
         let addr = listener.as_ref().and_then(|listener| listener.local_addr().ok());
-        let authorities = trust(&cache, &now).swap()?;
+        let authorities = follow::trust(&cache, &now).swap()?;
         let (audit, events) = Audit::new();
         let (tasks, stop) = (Group::new("ssh"), Shutdown::new());
         health.set("ssh", Health::Starting);
@@ -158,6 +160,8 @@ impl Agent {
             shutdown: stop.clone(),
             settings: config.settings.clone(),
             present: Present::default(),
+            refusals: Refusals::default(),
+            guard: Guard::default(),
         });
         let hello = Hello::ours(&version, "node");
         let certificate = Swap::new(now.tls.clone());
@@ -209,25 +213,36 @@ impl Agent {
 
     /// Serves until told otherwise.
     pub async fn run(self, shutdown: Shutdown) {
-        let Self { shared, dialer, direct, addr: _, events, upstream, keys, joined_with, certificate, config, health, boot, tasks, stop } =
-            self;
-        let seed = boot.as_uuid().as_u64_pair().1;
-        let (background, delivery) = (Group::new("agent background"), Group::new("agent delivery"));
+        let seed = self.boot.as_uuid().as_u64_pair().1;
+        let (background, delivery, uploads) = (Group::new("agent background"), Group::new("agent delivery"), Group::new("agent uploads"));
         let backoff = || Backoff::new(DELIVERY_BACKOFF.0, DELIVERY_BACKOFF.1, seed);
-        let keeper = Keeper::new(shared.spool.dir(), upstream.clone(), backoff());
-        delivery.spawn("events", keeper.run(events));
-        let uploads = Group::new("agent uploads");
+        let sessions = Group::new("ssh connections");
+        let proxies = self.start_tunnels(&sessions, &background, seed, &shutdown);
+        let Self {
+            shared,
+            dialer,
+            direct,
+            addr: _,
+            events,
+            upstream,
+            keys,
+            joined_with,
+            certificate,
+            config,
+            health,
+            boot: _,
+            tasks,
+            stop,
+        } = self;
+        delivery.spawn("events", Keeper::new(shared.spool.dir(), upstream.clone(), backoff()).run(events));
         uploads.spawn("recordings", {
             let (spool, audit, backoff) = (shared.spool.clone(), shared.audit.clone(), backoff());
             async move { spool.deliver(upstream, audit, backoff).await }
         });
-        background
-            .spawn("credentials", follow_credentials(dialer.credentials.clone(), keys, joined_with, certificate, config.labels.clone()));
-        background.spawn("authorities", follow_authorities(shared.cache.clone(), dialer.clone()));
+        background.spawn("credentials", follow::credentials(dialer.credentials.clone(), keys, joined_with, certificate, config.labels));
+        background.spawn("authorities", follow::authorities(shared.cache.clone(), dialer.clone()));
+        background.spawn("health", follow::health(health, proxies, config.proxies.len(), direct.is_some(), shutdown.clone()));
 
-        let sessions = Group::new("ssh connections");
-        let tunnels = start_tunnels(&config.proxies, &dialer, &shared, &sessions, &boot, &background, seed, &shutdown);
-        background.spawn("health", follow_health(health.clone(), tunnels, direct.is_some(), shutdown.clone()));
         // Its own switch: handlers must live until their sessions have said their last words.
         let port = Shutdown::new();
         let listening = async {
@@ -239,13 +254,8 @@ impl Agent {
             shutdown.draining().await;
             stop.drain();
             port.drain();
-            let runs_out = async {
-                while !(sessions.is_empty() && tasks.is_empty()) {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            };
             tokio::select! {
-                () = runs_out => {}
+                () = run_out(&sessions, &tasks) => {}
                 () = shutdown.stopping() => {}
             }
             stop.stop();
@@ -254,15 +264,7 @@ impl Agent {
             port.stop();
         };
         tokio::join!(listening, ending);
-        shared.spool.finished();
-        let left = async {
-            while shared.spool.waiting() > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if tokio::time::timeout(LAST_DELIVERY, left).await.is_err() {
-            tracing::info!("recordings stay in the spool until the next start");
-        }
+        last_recordings(&shared.spool).await;
         uploads.abort();
         uploads.join(LAST_DELIVERY).await;
         background.abort();
@@ -271,105 +273,55 @@ impl Agent {
         drop((shared, dialer));
         delivery.join(LAST_DELIVERY).await;
     }
-}
 
-/// Whom we believe: what the cache says, or what we joined with until it has spoken.
-fn trust(cache: &Cache, credentials: &HostCredentials) -> Arc<ClusterTrust> {
-    let cached = cache.trust();
-    if cached.host_tls.is_empty() { credentials.trust.clone() } else { cached }
-}
-
-#[allow(clippy::too_many_arguments, reason = "called once; a struct for it would only be taken apart again")]
-fn start_tunnels(
-    proxies: &[String],
-    dialer: &Arc<Dialer>,
-    shared: &Arc<Shared>,
-    sessions: &Group,
-    boot: &BootId,
-    background: &Group,
-    seed: u64,
-    shutdown: &Shutdown,
-) -> Vec<watch::Receiver<bool>> {
-    let mut states = Vec::new();
-    for (number, addr) in (0u64..).zip(proxies) {
-        let (up, state) = watch::channel(false);
-        states.push(state);
-        let tunnel = Tunnel {
-            addr: addr.clone(),
+    /// One for each Proxy that was given, and for each that they tell of.
+    fn start_tunnels(&self, sessions: &Group, background: &Group, seed: u64, shutdown: &Shutdown) -> Proxies {
+        let proxies = Proxies::new();
+        if self.config.proxies.is_empty() {
+            return proxies;
+        }
+        let (dialer, shared, sessions, boot_id) = (self.dialer.clone(), self.shared.clone(), sessions.clone(), self.boot.to_string());
+        let known = proxies.clone();
+        let make = move |number, addr: String, wanted, shutdown: Shutdown| Tunnel {
+            number,
+            addr,
+            wanted,
+            back: Mutex::new(None),
+            proxies: known.clone(),
             dialer: dialer.clone(),
             shared: shared.clone(),
             sessions: sessions.clone(),
-            boot_id: boot.to_string(),
-            up,
+            boot_id: boot_id.clone(),
+            up: watch::Sender::new(false),
             spare: AtomicBool::new(false),
-            shutdown: shutdown.clone(),
+            shutdown,
         };
-        background.spawn("tunnel", tunnel::keep(Arc::new(tunnel), seed.wrapping_add(number)));
-    }
-    states
-}
-
-/// Renewed credentials: new sessions and dials use them.
-async fn follow_credentials(
-    mut credentials: watch::Receiver<Arc<HostCredentials>>,
-    keys: watch::Sender<Arc<HostKeys>>,
-    joined_with: watch::Sender<Arc<ClusterTrust>>,
-    certificate: Swap<TlsIdentity>,
-    labels: Labels,
-) {
-    while credentials.changed().await.is_ok() {
-        let now = credentials.borrow_and_update().clone();
-        match HostKeys::new(&now, &labels) {
-            Some(fresh) => {
-                keys.send_replace(Arc::new(fresh));
-            }
-            None => tracing::error!("renewed credentials have no SSH certificate; going on with the ones before"),
+        for (number, addr) in (0u64..).zip(&self.config.proxies) {
+            let tunnel = make(number, addr.clone(), None, shutdown.clone());
+            background.spawn("tunnel", tunnel::keep(Arc::new(tunnel), seed.wrapping_add(number)));
         }
-        joined_with.send_replace(now.trust.clone());
-        certificate.store(now.tls.clone());
+        let told = move |number, addr, id, end| make(number, addr, Some(id), end);
+        background.spawn("peers", proxies::keep_peers(proxies.clone(), background.clone(), seed, shutdown.clone(), told));
+        proxies
     }
 }
 
-/// Changed authorities: every handshake from now on believes the new ones.
-async fn follow_authorities(cache: Cache, dialer: Arc<Dialer>) {
-    let (mut changes, mut credentials) = (cache.changed(), dialer.credentials.clone());
-    loop {
-        let now = credentials.borrow_and_update().clone();
-        match trust(&cache, &now).tls() {
-            Ok(authorities) => dialer.authorities.store(authorities),
-            Err(error) => tracing::error!(%error, "the cluster's authorities cannot be used; keeping the ones before"),
-        }
-        tokio::select! {
-            Ok(()) = changes.changed() => {}
-            Ok(()) = credentials.changed() => {}
-            else => return,
-        }
+/// Waits until no session and no program is left: looked at, because each of the two may start the other.
+async fn run_out(sessions: &Group, tasks: &Group) {
+    while !(sessions.is_empty() && tasks.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// Ready when a user could reach it: by port, or by at least one tunnel.
-async fn follow_health(health: Board, mut tunnels: Vec<watch::Receiver<bool>>, listens: bool, shutdown: Shutdown) {
-    loop {
-        let (up, all) = (tunnels.iter_mut().map(|tunnel| *tunnel.borrow_and_update()).filter(|up| *up).count(), tunnels.len());
-        health.set(
-            "ssh",
-            match (shutdown.is_draining(), listens || up > 0) {
-                (true, _) => Health::Degraded("stopping: takes no new sessions".into()),
-                (false, true) => Health::Ready,
-                (false, false) => Health::Degraded(format!("no tunnel stands ({all} configured)")),
-            },
-        );
-        let changed = async {
-            if all == 0 {
-                return std::future::pending().await;
-            }
-            let waiting = tunnels.iter_mut().map(|tunnel| Box::pin(tunnel.changed()));
-            futures::future::select_all(waiting).await.0
-        };
-        tokio::select! {
-            Ok(()) = changed => {}
-            () = shutdown.draining(), if !shutdown.is_draining() => {}
-            else => return,
+/// Gives the recordings of the last sessions a moment to arrive.
+async fn last_recordings(spool: &Spool) {
+    spool.finished();
+    let left = async {
+        while spool.waiting() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    };
+    if tokio::time::timeout(LAST_DELIVERY, left).await.is_err() {
+        tracing::info!("recordings stay in the spool until the next start");
     }
 }

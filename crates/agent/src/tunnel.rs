@@ -5,7 +5,10 @@
 //! Proxy cuts it. Renewed credentials and changed authorities count from the next dial on. Every dial checks that the other
 //! end is a Proxy of this cluster. Messages are `wire::tunnel`'s; the Proxy's half is `proxy::tunnel`.
 
-use crate::ssh::{self, Arrival, Shared};
+use crate::{
+    proxies::Proxies,
+    ssh::{self, Arrival, Shared},
+};
 use client::host::HostCredentials;
 use net::{
     IoStream,
@@ -27,18 +30,20 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{mpsc, watch};
-use types::{Code, Extra, Public, SystemRole, version::Direction};
+use types::{Code, Extra, HostId, Public, SystemRole, version::Direction};
 use wire::{
     alpn,
     hello::Hello,
     sni,
-    tunnel::{DataHello, PING_SECONDS, Start, ToAgent, ToProxy, decode, encode},
+    tunnel::{DataHello, PING_SECONDS, Start, ToAgent, ToProxy, WANTED, decode, encode},
 };
 
 /// For writing one message, and for the Proxy's first.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Between the shortest and the longest wait before dialling again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(8));
+/// The longest for a Proxy that others told of: it may be out of reach from here for ever.
+const TOLD: Duration = Duration::from_secs(60);
 /// After a refusal, which seldom changes soon.
 const REFUSED: Duration = Duration::from_secs(30);
 /// A connection that lasted so long was a good one.
@@ -82,6 +87,8 @@ enum TunnelError {
 impl TunnelError {
     fn is_refusal(&self) -> bool {
         match self {
+            // Another Proxy answered at a shared address; the next dial may find the right one.
+            Self::Refused(public) if public.is(Code::Conflict) => false,
             Self::Refused(_) | Self::Dial(DialError::Hello { source: HelloError::Refused { .. }, .. }) => true,
             Self::Dial(_) | Self::Tls(_) | Self::Frame(_) | Self::NoWelcome => false,
         }
@@ -115,7 +122,14 @@ impl Dialer {
 
 /// One Proxy's tunnel, as its tasks share it.
 pub(crate) struct Tunnel {
+    /// Tells it from the others of this host.
+    pub(crate) number: u64,
     pub(crate) addr: String,
+    /// The Proxy that is meant, when it is known.
+    pub(crate) wanted: Option<HostId>,
+    /// Where the Proxy that answered is reached alone.
+    pub(crate) back: Mutex<Option<String>>,
+    pub(crate) proxies: Proxies,
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) shared: Arc<Shared>,
     /// Sessions live here, and outlive the tunnel.
@@ -136,19 +150,35 @@ enum Link {
     Gone,
 }
 
+impl Tunnel {
+    fn data_addr(&self) -> String {
+        self.back.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_else(|| self.addr.clone())
+    }
+}
+
 /// Keeps the tunnel up until the service drains.
 pub(crate) async fn keep(tunnel: Arc<Tunnel>, seed: u64) {
     let links = Group::new("tunnel links");
-    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, seed);
+    let longest = if tunnel.wanted.is_some() { TOLD } else { BACKOFF.1 };
+    let mut backoff = Backoff::new(BACKOFF.0, longest, seed);
+    let mut leads_to = tunnel.wanted;
     loop {
+        if let Some(id) = leads_to {
+            tokio::select! {
+                () = tunnel.shutdown.draining() => break,
+                () = tunnel.proxies.alone(tunnel.number, id) => {}
+            }
+        }
         let wait = tokio::select! {
             () = tunnel.shutdown.draining() => break,
             established = establish(&tunnel) => match established {
-                Ok(stream) => {
+                Ok((stream, proxy)) => {
                     tracing::info!(proxy = %tunnel.addr, "tunnel established");
+                    leads_to = Some(proxy);
+                    let _standing = tunnel.proxies.stands(tunnel.number, proxy);
                     let since = tokio::time::Instant::now();
                     let (state, mut seen) = watch::channel(Link::Up);
-                    links.spawn("control", control(tunnel.clone(), stream, state));
+                    links.spawn("control", control(tunnel.clone(), stream, proxy, state));
                     tunnel.up.send_replace(true);
                     let end = tokio::select! {
                         () = tunnel.shutdown.draining() => break,
@@ -179,22 +209,31 @@ pub(crate) async fn keep(tunnel: Arc<Tunnel>, seed: u64) {
 }
 
 /// Dials, says who speaks, and hears the welcome.
-async fn establish(tunnel: &Tunnel) -> Result<IoStream, TunnelError> {
+async fn establish(tunnel: &Tunnel) -> Result<(IoStream, HostId), TunnelError> {
     let mut stream = tunnel.dialer.open(&tunnel.addr, false).await?;
     let host_id = tunnel.shared.host().identity.id;
-    let register = ToProxy::Register { host_id, boot_id: tunnel.boot_id.clone(), extra: Extra::new() };
+    let mut extra = Extra::new();
+    if let Some(wanted) = tunnel.wanted {
+        extra.insert(WANTED.into(), wanted.to_string().into());
+    }
+    let register = ToProxy::Register { host_id, boot_id: tunnel.boot_id.clone(), extra };
     frame::write_frame(&mut stream, &encode(&register), DEADLINE).await?;
     match decode(&frame::read_frame(&mut stream, DEADLINE).await?) {
-        Ok(ToAgent::Welcome { .. }) => Ok(stream),
-        Ok(ToAgent::Refused { error }) => Err(TunnelError::Refused(error)),
-        Ok(ToAgent::Open { .. } | ToAgent::Spare { .. } | ToAgent::Ping { .. } | ToAgent::Drain | ToAgent::Unknown) | Err(_) => {
-            Err(TunnelError::NoWelcome)
+        Ok(ToAgent::Welcome { proxy_id, peers, addr }) => {
+            *tunnel.back.lock().unwrap_or_else(PoisonError::into_inner) = addr;
+            tunnel.proxies.told(proxy_id, peers);
+            Ok((stream, proxy_id))
         }
+        Ok(ToAgent::Refused { error }) => Err(TunnelError::Refused(error)),
+        Ok(
+            ToAgent::Open { .. } | ToAgent::Spare { .. } | ToAgent::Ping { .. } | ToAgent::Peers { .. } | ToAgent::Drain | ToAgent::Unknown,
+        )
+        | Err(_) => Err(TunnelError::NoWelcome),
     }
 }
 
 /// Obeys one Proxy until the connection ends.
-async fn control(tunnel: Arc<Tunnel>, stream: IoStream, state: watch::Sender<Link>) {
+async fn control(tunnel: Arc<Tunnel>, stream: IoStream, proxy: HostId, state: watch::Sender<Link>) {
     let (reading, mut writing) = tokio::io::split(stream);
     let mut reader = frame::Reader::new(reading);
     let (say, mut words) = mpsc::channel::<ToProxy>(64);
@@ -226,6 +265,7 @@ async fn control(tunnel: Arc<Tunnel>, stream: IoStream, state: watch::Sender<Lin
                 // A full queue means that the Proxy does not read: it will hear nothing, and that is right.
                 let _dropped = say.try_send(ToProxy::Pong { seq });
             }
+            Ok(ToAgent::Peers { peers }) => tunnel.proxies.told(proxy, peers),
             Ok(ToAgent::Drain) => {
                 state.send_replace(Link::Leaving);
             }
@@ -254,7 +294,7 @@ fn open(tunnel: &Arc<Tunnel>, ticket: String, client_addr: &str, say: &mpsc::Sen
     let (task, say, client) = (tunnel.clone(), say.clone(), client_addr.parse().ok());
     tunnel.sessions.spawn("dial back", async move {
         let dialled = async {
-            let mut stream = task.dialer.open(&task.addr, true).await?;
+            let mut stream = task.dialer.open(&task.data_addr(), true).await?;
             frame::write_frame(&mut stream, &encode(&DataHello::Ticket { ticket: ticket.clone() }), DEADLINE).await?;
             Ok::<_, TunnelError>(stream)
         };
@@ -280,7 +320,7 @@ async fn spare(tunnel: Arc<Tunnel>) {
             if up.wait_for(|up| *up).await.is_err() {
                 return Err(TunnelError::NoWelcome);
             }
-            let mut stream = tunnel.dialer.open(&tunnel.addr, true).await?;
+            let mut stream = tunnel.dialer.open(&tunnel.data_addr(), true).await?;
             frame::write_frame(&mut stream, &encode(&DataHello::Spare), DEADLINE).await?;
             // As long as no session comes; the connection's own keep-alive finds a dead Proxy.
             let start = frame::read_frame(&mut stream, Duration::from_secs(3600)).await?;

@@ -215,6 +215,13 @@ pub struct Joining {
 
 /// Exchanges a token for credentials.
 pub async fn join(joining: &Joining, clock: &SharedClock) -> Result<HostCredentials, Public> {
+    let key = KeyPair::generate().map_err(|error| HostError::from(error).public())?;
+    join_with(joining, key, clock).await
+}
+
+/// The same with a given key. Whoever tries again after an answer that did not come must use the same: an id is given to one
+/// key only.
+pub async fn join_with(joining: &Joining, key: KeyPair, clock: &SharedClock) -> Result<HostCredentials, Public> {
     let trust = match (joining.ca_pins.as_slice(), joining.insecure) {
         ([_, ..], _) => Trust::Pins { pins: joining.ca_pins.clone(), name: PinnedName::AuthOfUnknownCluster },
         ([], true) => Trust::Insecure,
@@ -232,7 +239,6 @@ pub async fn join(joining: &Joining, clock: &SharedClock) -> Result<HostCredenti
         skip_version_check: joining.skip_version_check,
         clock: clock.clone(),
     });
-    let key = KeyPair::generate().map_err(|error| HostError::from(error).public())?;
     let request = pb::JoinRequest {
         token: joining.token.expose().to_owned(),
         host_id: joining.host_id.to_string(),
@@ -244,7 +250,7 @@ pub async fn join(joining: &Joining, clock: &SharedClock) -> Result<HostCredenti
     };
     let reply = api.join(request).await?;
     let auth_addr = match &joining.via {
-        Via::Auth(addr) => Some(addr.clone()),
+        Via::Auth(_) | Via::AnyAuth(_) => Some(joining.via.addr().to_owned()),
         Via::Proxy(_) => None,
     };
     let joined = HostCredentials::from_reply(key, &reply, auth_addr).map_err(|error| error.public())?;
@@ -296,8 +302,14 @@ pub async fn keep_renewed(
         }
         match renew(&api, &now, &names).await {
             Ok(renewed) => {
+                // Once the new ones were used the old ones are no longer good for a renewal: a restart must find the new ones.
                 if let Err(error) = renewed.save(&path) {
-                    tracing::error!(%error, "renewed credentials could not be saved; a restart will use the old ones");
+                    let wait = backoff.next();
+                    tracing::error!(%error, ?wait, "renewed credentials could not be saved, so the old ones stay in use");
+                    tokio::select! {
+                        () = shutdown.stopping() => return,
+                        () = tokio::time::sleep(wait) => continue,
+                    }
                 }
                 tracing::info!(expires = %renewed.expires, "certificates renewed");
                 credentials.send_replace(Arc::new(renewed));

@@ -5,9 +5,8 @@
 //! block at all: blocks are borrowed from a small pool of the worker thread for as long as data is on its way.
 //! Written as a `poll` because that borrowing cannot be said with `read().await`, which holds its buffer while it waits.
 
-use crate::shutdown::Shutdown;
+use crate::{block::Block, shutdown::Shutdown};
 use std::{
-    cell::RefCell,
     future::{Future, pending, poll_fn},
     io,
     pin::Pin,
@@ -19,10 +18,6 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-/// Bytes of one block: four TLS records, which rustls encrypts and sends in one go.
-const BLOCK: usize = 64 * 1024;
-/// Blocks that a thread keeps for the next comer.
-const POOLED: usize = 8;
 /// Rounds in one go before other tasks of the thread get their turn.
 const ROUNDS: usize = 16;
 /// How long the surviving direction may go on in silence once the other failed.
@@ -125,7 +120,7 @@ enum Ended {
 /// One direction.
 #[derive(Default)]
 struct Flow {
-    block: Option<Box<[u8]>>,
+    block: Option<Block>,
     /// What of the block is read and not yet written.
     start: usize,
     filled: usize,
@@ -193,41 +188,34 @@ impl Flow {
         Poll::Ready(Ok(()))
     }
 
+    /// Reads until the block is full or nothing more is there: a read of TLS yields one record, a write takes many.
     fn poll_fill<R: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, from: &mut R) -> Poll<()> {
-        let block = self.block.get_or_insert_with(borrow_block);
+        let block = self.block.get_or_insert_with(Block::borrow);
         let mut into = ReadBuf::new(block);
-        let read = ready!(Pin::new(from).poll_read(cx, &mut into));
-        (self.start, self.filled) = (0, into.filled().len());
-        match read {
-            Ok(()) if self.filled == 0 => self.last = Some(Ended::Orderly),
-            Ok(()) => {}
-            Err(error) => self.last = Some(Ended::CannotRead(error.kind())),
+        let mut before = usize::MAX;
+        while into.remaining() > 0 && into.filled().len() != before {
+            before = into.filled().len();
+            match Pin::new(&mut *from).poll_read(cx, &mut into) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    self.last = Some(Ended::CannotRead(error.kind()));
+                    break;
+                }
+                Poll::Pending if into.filled().is_empty() => return Poll::Pending,
+                Poll::Pending => break,
+            }
+            if into.filled().len() == before {
+                self.last = Some(Ended::Orderly);
+            }
         }
+        (self.start, self.filled) = (0, into.filled().len());
         Poll::Ready(())
     }
 
     fn release(&mut self) {
         (self.start, self.filled) = (0, 0);
-        if let Some(block) = self.block.take() {
-            return_block(block);
-        }
+        self.block = None;
     }
-}
-
-thread_local! {
-    static BLOCKS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
-}
-
-fn borrow_block() -> Box<[u8]> {
-    BLOCKS.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BLOCK].into_boxed_slice())
-}
-
-fn return_block(block: Box<[u8]>) {
-    BLOCKS.with_borrow_mut(|blocks| {
-        if blocks.len() < POOLED {
-            blocks.push(block);
-        }
-    });
 }
 
 /// Notices silence. The timer is not moved at every byte: it fires, looks, and is set again.

@@ -4,6 +4,7 @@
 //! nothing. Every failure is named by step and becomes a [`Public`] with the cure. Used by agents, Proxies and `client`.
 
 use crate::{
+    eager::Eager,
     hello::{self, HelloError, HelloPolicy},
     listen::tune,
     tls::{self, ClientConfig},
@@ -29,7 +30,7 @@ const MAX_ADDRESSES: usize = 8;
 /// A connection that was accepted by both ends.
 #[derive(Debug)]
 pub struct Connected<S = TcpStream> {
-    pub stream: TlsStream<S>,
+    pub stream: TlsStream<Eager<S>>,
     /// What the server said of itself.
     pub peer: Hello,
 }
@@ -125,12 +126,12 @@ where
 }
 
 /// The TLS step alone: for web clients.
-pub async fn tls<S>(stream: S, addr: &str, config: Arc<ClientConfig>, server_name: &str) -> Result<TlsStream<S>, DialError>
+pub async fn tls<S>(stream: S, addr: &str, config: Arc<ClientConfig>, server_name: &str) -> Result<TlsStream<Eager<S>>, DialError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let name = ServerName::try_from(server_name.to_owned()).map_err(|_| DialError::ServerName { name: server_name.to_owned() })?;
-    match tokio::time::timeout(tls::DEADLINE, TlsConnector::from(config).connect(name, stream)).await {
+    match tokio::time::timeout(tls::DEADLINE, TlsConnector::from(config).connect(name, Eager::new(stream))).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(source)) => Err(DialError::Tls { addr: addr.to_owned(), source }),
         Err(_) => Err(DialError::Timeout { addr: addr.to_owned(), step: Step::Tls }),

@@ -86,6 +86,8 @@ pub struct Peer {
     pub identity: Option<Arc<Identity>>,
     pub hello: Arc<Hello>,
     pub addr: SocketAddr,
+    /// A Proxy passes the connection on: `addr` is the Proxy's.
+    pub spliced: bool,
 }
 
 /// A connection for the gRPC server, with its peer. `keep` lives as long as the connection (a listener's permit).

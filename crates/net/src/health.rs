@@ -10,6 +10,8 @@ use tokio::sync::watch;
 pub enum Health {
     Starting,
     Ready,
+    /// Works, and somebody should look at it; why, for people. No reason to take the process out of service.
+    Attention(String),
     /// Works not, or not fully; why, for people.
     Degraded(String),
 }
@@ -33,10 +35,10 @@ impl Board {
     pub fn snapshot(&self) -> Vec<(&'static str, Health)> {
         self.0.borrow().iter().map(|(name, health)| (*name, health.clone())).collect()
     }
-    /// Whether there are components and all are ready.
+    /// Whether there are components and all work.
     pub fn all_ready(&self) -> bool {
         let rows = self.0.borrow();
-        !rows.is_empty() && rows.values().all(|health| *health == Health::Ready)
+        !rows.is_empty() && rows.values().all(|health| matches!(health, Health::Ready | Health::Attention(_)))
     }
     /// Wakes at every change.
     pub fn changes(&self) -> watch::Receiver<BTreeMap<&'static str, Health>> {

@@ -5,15 +5,20 @@
 //! the bytes themselves are parsed in `wire`, which has no socket. Decisions are made elsewhere: nothing here knows a role.
 
 pub mod backoff;
+pub mod block;
 pub mod clock;
 pub mod copy;
 pub mod dial;
+pub mod eager;
+pub mod elastic;
 pub mod frame;
 pub mod grpc;
 pub mod health;
 pub mod hello;
 pub mod listen;
 pub mod peek;
+pub mod pipe;
+pub mod rate;
 pub mod shutdown;
 pub mod swap;
 pub mod task;

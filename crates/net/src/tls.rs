@@ -17,7 +17,7 @@ pub use config::{Asked, Certificates, ClientAuth, Pin, PinnedName, Trust, client
 pub use identity::{KeyAlgorithm, TlsIdentity, write_private};
 pub use rustls::{ClientConfig, ServerConfig, pki_types::CertificateDer, sign::CertifiedKey};
 
-use crate::{clock::SharedClock, swap::Swap};
+use crate::{clock::SharedClock, eager::Eager, swap::Swap};
 use rustls::{AlertDescription, crypto::CryptoProvider, pki_types::UnixTime};
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -68,7 +68,7 @@ pub(crate) fn unix_time(at: Time) -> UnixTime {
 /// A connection whose TLS handshake is done and whose holder is known.
 #[derive(Debug)]
 pub struct Accepted<S> {
-    pub stream: TlsStream<S>,
+    pub stream: TlsStream<Eager<S>>,
     /// Absent when the client showed no certificate, which the configuration must have allowed.
     pub identity: Option<Identity>,
 }
@@ -91,7 +91,7 @@ pub async fn accept<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let handshake = tokio_rustls::TlsAcceptor::from(config).accept(stream).into_fallible();
+    let handshake = tokio_rustls::TlsAcceptor::from(config).accept(Eager::new(stream)).into_fallible();
     let stream = match tokio::time::timeout(deadline, handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err((error, stream))) => {
@@ -144,6 +144,10 @@ pub fn alert(error: &io::Error) -> Option<Public> {
         ) => Public::new(Code::AccessIdentity, "the server refused the client certificate").hint("log in again, or join the cluster again"),
         rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) if other.0.is::<verify::PinError>() => {
             Public::new(Code::CaPin, other.0.to_string()).hint("compare the pin with `tctl status` on the Auth Service")
+        }
+        rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => {
+            Public::new(Code::Certificate, "the server's certificate is signed by an authority that is not known here")
+                .hint("check the address; if the cluster was rebuilt, log in or join again")
         }
         rustls::Error::InvalidCertificate(why) => Public::new(Code::Certificate, format!("the server's certificate is not trusted: {why}"))
             .hint("check the address; if the cluster was rebuilt, log in or join again"),

@@ -11,7 +11,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use rustix::{
     fs::Mode,
     io::{FdFlags, fcntl_setfd},
-    process::{Gid, Uid},
+    process::{Gid, Resource, Rlimit, Uid, getrlimit, setrlimit},
 };
 use std::{
     ffi::{CString, OsString},
@@ -100,6 +100,7 @@ impl Prepared {
         rustix::process::umask(Mode::WGRP | Mode::WOTH);
         self.close_all_else();
         default_signals();
+        usual_files()?;
         if let Some((uid, gid, groups)) = &self.user {
             rustix::thread::set_thread_groups(groups)?;
             rustix::thread::set_thread_res_gid(*gid, *gid, *gid)?;
@@ -123,6 +124,13 @@ impl Prepared {
             let _closed_already = fcntl_setfd(fd, FdFlags::CLOEXEC);
         }
     }
+}
+
+/// The service raised its limit of open files; a program that puts descriptors into a `select` set must not inherit that.
+fn usual_files() -> io::Result<()> {
+    const USUAL: u64 = 1024;
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: Some(maximum.unwrap_or(USUAL).min(USUAL)), maximum })?)
 }
 
 fn default_signals() {
@@ -180,6 +188,16 @@ mod tests {
         } else {
             assert_eq!(text.lines().next(), Some(own.as_raw().to_string().as_str()));
         }
+    }
+
+    #[tokio::test]
+    async fn a_child_has_the_usual_limit_of_open_files_whatever_the_service_has() {
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+        let text = run(&account(rustix::process::geteuid().as_raw()), "ulimit -Sn; ulimit -Hn").await;
+        let limits: Vec<u64> = text.lines().map(|line| line.parse().unwrap_or(u64::MAX)).collect();
+        let hard = limit.maximum.unwrap_or(u64::MAX);
+        assert_eq!(limits, [hard.min(1024), hard], "{text}");
     }
 
     #[tokio::test]

@@ -1,24 +1,23 @@
-//! The byte stream under one SSH connection, with the two things russh lacks.
+//! The byte stream under one SSH connection: read while writing, and not read while programs are behind.
 //!
-//! *Reading while writing.* russh's loop does not read while it waits to write; two such ends that both send in bulk wait
-//! for each other for ever. [`Guarded`] goes on reading into memory while a write is pending, so that the other end's
-//! write always ends. What can arrive is bounded by the windows granted; [`AHEAD`] is above their sum.
+//! *Reading while writing* is [`net::elastic`]'s: russh's loop does not, and two such ends that both send in bulk would wait
+//! for each other for ever.
 //!
 //! *Not reading.* russh grants window whether or not the program reads. [`Flow`] counts what waits for programs and stops
 //! reading the network when that is much, unless output waits for window that only a message of the client can grant.
 //! Every [`BREATH`] it reads a little all the same, so that the client's keep-alives are answered.
-//! Both are hand-written polls because they sit below a library that polls.
+//! [`Guarded`] is polled by hand because it sits below a library that polls.
 
 use futures::task::AtomicWaker;
+use net::elastic::Elastic;
 use std::{
-    collections::VecDeque,
     io,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::{
@@ -27,11 +26,8 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-/// The most bytes read ahead while a write waits.
+/// The most bytes read ahead while a write waits: above the sum of the windows granted.
 const AHEAD: usize = 64 << 20;
-const PIECE: usize = 64 * 1024;
-/// Bytes read from the network at once.
-const FRONT: usize = 128 * 1024;
 /// Bytes that may wait for the one program of a connection before reading stops.
 const ONE: usize = 2 << 20;
 /// The same for a connection with several: one that reads slowly must not stop its neighbours.
@@ -153,17 +149,8 @@ impl Drop for Starved {
 /// The stream handed to russh.
 #[derive(Debug)]
 pub(crate) struct Guarded<S> {
-    stream: S,
+    stream: Elastic<S>,
     flow: Arc<Flow>,
-    ahead: VecDeque<Vec<u8>>,
-    ahead_len: usize,
-    /// Bytes of the front piece that were handed on.
-    taken: usize,
-    end: Option<io::Result<()>>,
-    /// russh reads each packet in two small steps: here are many at once. Older than what was read ahead.
-    front: Vec<u8>,
-    front_at: usize,
-    front_end: usize,
     /// Runs while reading is stopped.
     breath: Option<Pin<Box<Sleep>>>,
     /// Bytes that may be read although reading is stopped.
@@ -172,58 +159,19 @@ pub(crate) struct Guarded<S> {
 
 impl<S> Guarded<S> {
     pub(crate) fn new(stream: S, flow: Arc<Flow>) -> Self {
-        Self {
-            stream,
-            flow,
-            ahead: VecDeque::new(),
-            ahead_len: 0,
-            taken: 0,
-            end: None,
-            front: Vec::new(),
-            front_at: 0,
-            front_end: 0,
-            breath: None,
-            credit: 0,
-        }
-    }
-}
-
-impl<S: AsyncRead + Unpin> Guarded<S> {
-    fn read_ahead(&mut self, context: &mut Context<'_>) {
-        while self.end.is_none() && self.ahead_len < AHEAD {
-            let mut piece = vec![0; PIECE];
-            let mut buffer = ReadBuf::new(&mut piece);
-            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
-                Poll::Pending => return,
-                Poll::Ready(Err(error)) => self.end = Some(Err(error)),
-                Poll::Ready(Ok(())) => {
-                    let len = buffer.filled().len();
-                    if len == 0 {
-                        self.end = Some(Ok(()));
-                    } else {
-                        piece.truncate(len);
-                        piece.shrink_to_fit();
-                        self.ahead_len = self.ahead_len.saturating_add(len);
-                        self.ahead.push_back(piece);
-                    }
-                }
-            }
-        }
+        Self { stream: Elastic::new(stream, AHEAD), flow, breath: None, credit: 0 }
     }
 
-    /// Hands on bytes read ahead; says whether there were any.
-    fn hand_on(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
-        let Some(piece) = self.ahead.front() else { return false };
-        let rest = piece.get(self.taken..).unwrap_or_default();
-        let part = rest.get(..rest.len().min(buffer.remaining())).unwrap_or_default();
-        buffer.put_slice(part);
-        self.taken = self.taken.saturating_add(part.len());
-        self.ahead_len = self.ahead_len.saturating_sub(part.len());
-        if self.taken >= piece.len() {
-            self.ahead.pop_front();
-            self.taken = 0;
+    fn poll_may_read(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.flow.poll_may_read().is_ready() {
+            self.breath = None;
+            return Poll::Ready(());
         }
-        true
+        let breath = self.breath.get_or_insert_with(|| Box::pin(tokio::time::sleep(BREATH)));
+        ready!(breath.as_mut().poll(context));
+        self.breath = None;
+        self.credit = BREATH_LEN;
+        Poll::Ready(())
     }
 }
 
@@ -234,56 +182,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         if this.flow.is_cut() {
             return Poll::Ready(Err(cut()));
         }
-        if this.credit == 0 && this.poll_may_read(context).is_pending() {
-            return Poll::Pending;
+        if this.credit == 0 {
+            ready!(this.poll_may_read(context));
         }
         let before = buffer.filled().len();
-        let result = this.poll_read_now(context, buffer);
+        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
         this.credit = this.credit.saturating_sub(buffer.filled().len().saturating_sub(before));
-        result
-    }
-}
-
-impl<S: AsyncRead + Unpin> Guarded<S> {
-    fn poll_may_read(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if self.flow.poll_may_read().is_ready() {
-            self.breath = None;
-            return Poll::Ready(());
-        }
-        let breath = self.breath.get_or_insert_with(|| Box::pin(tokio::time::sleep(BREATH)));
-        std::task::ready!(breath.as_mut().poll(context));
-        self.breath = None;
-        self.credit = BREATH_LEN;
-        Poll::Ready(())
-    }
-
-    fn poll_read_now(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.front_at < self.front_end {
-            self.hand_on_front(buffer);
-            return Poll::Ready(Ok(()));
-        }
-        if self.hand_on(buffer) {
-            return Poll::Ready(Ok(()));
-        }
-        if let Some(end) = self.end.take() {
-            return Poll::Ready(end);
-        }
-        if self.front.is_empty() {
-            self.front = vec![0; FRONT];
-        }
-        let mut front = ReadBuf::new(&mut self.front);
-        std::task::ready!(Pin::new(&mut self.stream).poll_read(context, &mut front))?;
-        (self.front_at, self.front_end) = (0, front.filled().len());
-        self.flow.heard.send_replace(Instant::now());
-        self.hand_on_front(buffer);
+        this.flow.heard.send_replace(Instant::now());
         Poll::Ready(Ok(()))
-    }
-
-    fn hand_on_front(&mut self, buffer: &mut ReadBuf<'_>) {
-        let rest = self.front.get(self.front_at..self.front_end).unwrap_or_default();
-        let part = rest.get(..rest.len().min(buffer.remaining())).unwrap_or_default();
-        buffer.put_slice(part);
-        self.front_at = self.front_at.saturating_add(part.len());
     }
 }
 
@@ -294,37 +200,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         if this.flow.is_cut() {
             return Poll::Ready(Err(cut()));
         }
-        let result = Pin::new(&mut this.stream).poll_write(context, bytes);
-        if result.is_pending() {
-            this.read_ahead(context);
-        }
-        result
+        Pin::new(&mut this.stream).poll_write(context, bytes)
     }
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let result = Pin::new(&mut this.stream).poll_flush(context);
-        if result.is_pending() {
-            this.read_ahead(context);
-        }
-        result
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
     }
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
-    }
-    fn poll_write_vectored(self: Pin<&mut Self>, context: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        this.flow.writer.register(context.waker());
-        if this.flow.is_cut() {
-            return Poll::Ready(Err(cut()));
-        }
-        let result = Pin::new(&mut this.stream).poll_write_vectored(context, parts);
-        if result.is_pending() {
-            this.read_ahead(context);
-        }
-        result
-    }
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }
 

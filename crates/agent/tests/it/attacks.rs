@@ -5,13 +5,15 @@ use crate::{
     world::{World, exec, key, own_login, role},
 };
 use russh::{
-    client::AuthResult,
+    Preferred, cipher,
+    client::{self as ssh_client, AuthResult},
+    kex,
     keys::{
-        PrivateKey,
+        PrivateKey, PublicKeyOrCertificate,
         ssh_key::certificate::{Builder, CertType},
     },
 };
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 use types::{ClusterName, Login, Time};
 
 async fn enters(world: &World, key: &PrivateKey, certificate: russh::keys::Certificate) -> bool {
@@ -280,6 +282,71 @@ fn requests() -> Vec<(&'static str, rules::channel::Request, Vec<u8>)> {
         ("xon-xoff", Request::XonXoff, vec![1]),
         ("exit-status", Request::ExitStatus, vec![0; 4]),
     ]
+}
+
+/// Remembers the cipher of its connection.
+struct Agreed(tokio::sync::watch::Sender<Option<cipher::Name>>);
+impl ssh_client::Handler for Agreed {
+    type Error = russh::Error;
+    async fn check_server_key(&mut self, _key: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
+        Ok(true)
+    }
+    async fn kex_done(&mut self, _: Option<&[u8]>, names: &russh::Names, _: &mut ssh_client::Session) -> Result<(), Self::Error> {
+        self.0.send_replace(Some(names.cipher));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn attack_row_20_no_cipher_that_needs_strict_key_exchange_is_agreed_on() {
+    let world = World::new();
+    let agree = async |kex: &'static [kex::Name], ciphers: &'static [cipher::Name]| {
+        let preferred = Preferred { kex: Cow::Borrowed(kex), cipher: Cow::Borrowed(ciphers), ..Preferred::default() };
+        let (noted, agreed) = tokio::sync::watch::channel(None);
+        let config = ssh_client::Config { preferred, ..ssh_client::Config::default() };
+        let connected = ssh_client::connect_stream(Arc::new(config), world.stream(), Agreed(noted)).await;
+        let now = *agreed.borrow();
+        assert_eq!(connected.is_ok(), now.is_some());
+        now
+    };
+    // OpenSSH 7.4's, in its order: it has no strict key exchange. Later ones differ in nothing that matters here.
+    const OLD: &[kex::Name] = &[kex::CURVE25519_PRE_RFC_8731];
+    const NEW: &[kex::Name] = &[kex::CURVE25519, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT];
+    const ALL: &[cipher::Name] = &[
+        cipher::CHACHA20_POLY1305,
+        cipher::AES_128_CTR,
+        cipher::AES_192_CTR,
+        cipher::AES_256_CTR,
+        cipher::AES_128_GCM,
+        cipher::AES_256_GCM,
+    ];
+    for kex in [OLD, NEW] {
+        assert_eq!(agree(kex, ALL).await, Some(cipher::AES_128_GCM));
+        assert_eq!(agree(kex, &ALL[..4]).await, None);
+    }
+}
+
+#[tokio::test]
+async fn attack_row_24_refused_certificates_do_not_fill_the_audit_log() {
+    let world = World::new();
+    let knock = async |client: &str| {
+        let config = Arc::new(ssh_client::Config::default());
+        let stream = world.stream_from(client, 64 * 1024);
+        let mut handle = ssh_client::connect_stream(config, stream, crate::world::Anyone).await.unwrap();
+        let mallory = key();
+        let forged = world.sign(&mallory, &world.identity("alice"), &mallory);
+        assert!(!handle.authenticate_openssh_cert("root", Arc::new(mallory), forged).await.unwrap().success());
+    };
+    futures::future::join_all((0..60).map(|_| knock("192.0.2.66:1"))).await;
+    // Somebody else's mistake is still written down, with how many were not.
+    knock("192.0.2.77:1").await;
+    let events = world.events().await;
+    let from = |address: &str| events.iter().filter(|event| event.text("addr.remote").starts_with(address)).collect::<Vec<_>>();
+    let flood = from("192.0.2.66").len();
+    assert!((20..30).contains(&flood), "{flood}");
+    let other = from("192.0.2.77");
+    assert_eq!(other.len(), 1);
+    assert_eq!(other[0].fields["unwritten"], 60 - flood);
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@
 
 mod attacks;
 mod bulk;
+mod killed;
 mod lasting;
 mod openssh;
 mod raw;

@@ -148,7 +148,7 @@ impl Proxy {
             ToProxy::Register { host_id, .. } => assert_eq!(host_id, host),
             other => panic!("{other:?}"),
         }
-        say(&mut stream, ToAgent::Welcome { proxy_id: id(), peers: vec![] }).await;
+        say(&mut stream, ToAgent::Welcome { proxy_id: id(), peers: vec![], addr: None }).await;
         stream
     }
 

@@ -3,7 +3,7 @@
 use agent::{
     events::Audit,
     spool::Spool,
-    ssh::{self, Arrival, Present, Settings, Shared},
+    ssh::{self, Arrival, Guard, Present, Refusals, Settings, Shared},
     world::{HostKeys, Upstream},
 };
 use bytes::Bytes;
@@ -146,6 +146,8 @@ impl World {
             shutdown: shutdown.clone(),
             settings,
             present: Present::default(),
+            refusals: Refusals::default(),
+            guard: Guard::default(),
         });
         let world = Self { dir, cluster, host_ca, user_ca, cache, shared, shutdown, tasks, events: events.into(), keep_keys, keep_trust };
         world.put_role("dev", role());
@@ -235,8 +237,13 @@ impl World {
     }
 
     pub(crate) fn stream_of(&self, size: usize) -> tokio::io::DuplexStream {
+        self.stream_from("192.0.2.7:4711", size)
+    }
+
+    /// The same, from that address.
+    pub(crate) fn stream_from(&self, client: &str, size: usize) -> tokio::io::DuplexStream {
         let (near, far) = tokio::io::duplex(size);
-        let arrival = Arrival { client: Some("192.0.2.7:4711".parse().unwrap()), local: Some("192.0.2.1:22".parse().unwrap()) };
+        let arrival = Arrival { client: Some(client.parse().unwrap()), local: Some("192.0.2.1:22".parse().unwrap()) };
         let serving = ssh::serve(self.shared.clone(), far, arrival, || ());
         self.tasks.spawn("serve", serving);
         near
@@ -273,6 +280,15 @@ impl World {
             }
         };
         tokio::time::timeout(SOON, wanted).await.unwrap_or_else(|_| panic!("no event {name}"))
+    }
+
+    /// Every event that was reported so far.
+    pub(crate) async fn events(&self) -> Vec<Event> {
+        let (mut events, mut all) = (self.events.lock().await, Vec::new());
+        while let Ok(event) = events.try_recv() {
+            all.push(event);
+        }
+        all
     }
 
     /// Every entry of the only recording in the spool, once its session has ended.

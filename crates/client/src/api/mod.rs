@@ -5,9 +5,10 @@
 //! handshake are end to end with the Auth Service either way. Members, `tsh` and `tctl` all call this; the serving half
 //! is the crate `auth`. Streams are in [`stream`].
 
+mod spread;
 mod stream;
 
-pub use stream::{RecordingReader, Watch, WatchItem};
+pub use stream::{BackupReader, RecordingReader, Watch, WatchItem};
 
 use crate::{host::HostCredentials, trust::ClusterTrust};
 use futures::future::BoxFuture;
@@ -51,14 +52,29 @@ const MAX_PAGES: usize = 4000;
 pub enum Via {
     /// `host:port` of an Auth Service.
     Auth(String),
+    /// The same of several: each connection goes to one of them, and to another when that does not answer.
+    AnyAuth(Vec<String>),
     /// `host:port` of a Proxy.
     Proxy(String),
 }
 
 impl Via {
+    /// Auth Services, one or several with commas between.
+    pub fn auth(text: &str) -> Self {
+        let all: Vec<String> = text.split(',').map(str::trim).filter(|addr| !addr.is_empty()).map(str::to_owned).collect();
+        match all.as_slice() {
+            [] | [_] => Self::Auth(text.trim().trim_matches(',').to_owned()),
+            [..] => Self::AnyAuth(all),
+        }
+    }
+    /// The first of [`Via::addrs`].
     pub fn addr(&self) -> &str {
+        self.addrs().first().map_or("", String::as_str)
+    }
+    pub fn addrs(&self) -> &[String] {
         match self {
-            Self::Auth(addr) | Self::Proxy(addr) => addr,
+            Self::Auth(addr) | Self::Proxy(addr) => std::slice::from_ref(addr),
+            Self::AnyAuth(addrs) => addrs,
         }
     }
 }
@@ -66,6 +82,7 @@ impl std::fmt::Display for Via {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Auth(addr) => write!(f, "the Auth Service at {addr}"),
+            Self::AnyAuth(addrs) => write!(f, "one of the Auth Services at {}", addrs.join(", ")),
             Self::Proxy(addr) => write!(f, "the Proxy at {addr}"),
         }
     }
@@ -220,7 +237,12 @@ impl Api {
 
 /// What a failed call means for people: why we could not connect, or what the Auth Service said.
 pub(crate) fn public(status: &Status) -> Public {
-    net::grpc::connect_error(status).unwrap_or_else(|| pb::from_status(status))
+    // Below gRPC: the connection went while the answer was on its way, as when an Auth Service stops.
+    let lost = || {
+        std::error::Error::source(status)
+            .map(|_| Public::new(Code::Unavailable, "the connection to the Auth Service was lost").hint("try again: another may serve"))
+    };
+    net::grpc::connect_error(status).or_else(lost).unwrap_or_else(|| pb::from_status(status))
 }
 
 /// A channel whose connections are dialled with these credentials. One TLS configuration, so that sessions resume.
@@ -235,12 +257,18 @@ fn open(settings: &Settings, host: Option<&HostCredentials>) -> Result<Channel, 
     let config = client_config(identity.as_ref(), trust, &[alpn::AUTH], &settings.clock)?;
     let hello = Arc::new(Hello::ours(&settings.version, &settings.role));
     let policy = HelloPolicy { skip_version_check: settings.skip_version_check, ..HelloPolicy::default() };
-    let addr: Arc<str> = settings.via.addr().into();
+    let spread = Arc::new(spread::Spread::new(settings.via.addrs().to_vec()));
     Ok(net::grpc::channel(move || {
-        let (config, hello, addr, server_name) = (config.clone(), hello.clone(), addr.clone(), server_name.clone());
+        let (config, hello, spread, server_name) = (config.clone(), hello.clone(), spread.clone(), server_name.clone());
         Box::pin(async move {
-            let connected = net::dial::dial(&addr, config, &server_name, &hello, Direction::ServerFirst, policy).await?;
-            Ok(Box::new(connected.stream) as IoStream)
+            let dial = |addr: String| {
+                let (config, server_name, hello) = (config.clone(), &server_name, &hello);
+                async move {
+                    let connected = net::dial::dial(&addr, config, server_name, hello, Direction::ServerFirst, policy).await?;
+                    Ok(Box::new(connected.stream) as IoStream)
+                }
+            };
+            spread.dial(dial, |addr| DialError::Timeout { addr, step: net::dial::Step::Tcp }).await
         })
     }))
 }

@@ -105,7 +105,34 @@ async fn chunk(stream: &mut Streaming<pb::RecordingChunk>) -> Result<Option<pb::
     }
 }
 
+/// A backup as it is made.
+pub struct BackupReader(Streaming<pb::BackupChunk>);
+
+impl std::fmt::Debug for BackupReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BackupReader")
+    }
+}
+
+impl BackupReader {
+    /// The next piece; the last one says what was written. An end without that is an error.
+    pub async fn next(&mut self) -> Result<pb::BackupChunk, Public> {
+        match tokio::time::timeout(PROGRESS, self.0.message()).await {
+            Ok(Ok(Some(chunk))) => Ok(chunk),
+            Ok(Ok(None)) => Err(Public::new(Code::Unavailable, "the Auth Service ended the backup before it was complete")),
+            Ok(Err(status)) => Err(public(&status)),
+            Err(_) => Err(Public::new(Code::Timeout, "the backup stopped coming")),
+        }
+    }
+}
+
 impl Api {
+    /// Has a backup made. Not repeated by itself: each one is recorded.
+    pub async fn create_backup(&self, request: pb::CreateBackupRequest) -> Result<BackupReader, Public> {
+        let stream = self.call(READ_DEADLINE, |mut client| async move { client.create_backup(request).await }).await?;
+        Ok(BackupReader(stream))
+    }
+
     /// Follows the documents of these kinds: from the beginning (`from` 0), or from a store revision.
     pub async fn watch(&self, kinds: &[&str], from: u64) -> Result<Watch, Public> {
         let request = pb::WatchRequest { kinds: kinds.iter().map(|&kind| kind.to_owned()).collect(), from };

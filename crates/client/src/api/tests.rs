@@ -63,7 +63,7 @@ async fn port(cluster: &Cluster, version: &str) -> Port {
         while let Ok((stream, peer)) = listener.accept().await {
             let Ok(mut accepted) = tls::accept(stream, config.clone(), &authorities, &clock, tls::DEADLINE).await else { continue };
             let Ok(hello) = net::hello::server(&mut accepted.stream, &ours, Direction::ServerFirst, tls::DEADLINE).await else { continue };
-            let peer = Peer { identity: accepted.identity.map(Arc::new), hello: Arc::new(hello), addr: peer };
+            let peer = Peer { identity: accepted.identity.map(Arc::new), hello: Arc::new(hello), addr: peer, spliced: false };
             sender.send(ServerIo::new(Box::new(accepted.stream), peer, ())).await;
         }
     });

@@ -26,9 +26,9 @@ use types::{
 
 /// What an agent needs.
 pub const AGENT_KINDS: &[&str] = &[ClusterInfo::KIND, AuthPreference::KIND, CertAuthority::KIND, Role::KIND, User::KIND, Lock::KIND];
-/// What a Proxy needs.
+/// What a Proxy needs. Of members it is shown the Proxies.
 pub const PROXY_KINDS: &[&str] =
-    &[ClusterInfo::KIND, AuthPreference::KIND, CertAuthority::KIND, Role::KIND, User::KIND, Lock::KIND, Node::KIND];
+    &[ClusterInfo::KIND, AuthPreference::KIND, CertAuthority::KIND, Role::KIND, User::KIND, Lock::KIND, Node::KIND, Member::KIND];
 
 /// Counters that grow with each change; a subscriber compares or just wakes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

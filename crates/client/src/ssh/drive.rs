@@ -8,6 +8,7 @@
 use super::{REPLY_DEADLINE, Session, SshError};
 use bytes::BytesMut;
 use futures::FutureExt;
+use net::block::make_room;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig, client::Msg};
 use std::{collections::VecDeque, future::pending, time::Duration};
 use tokio::{
@@ -16,8 +17,8 @@ use tokio::{
     time::Instant,
 };
 
-/// Read from our input at once; split to the host's packet size on the way.
-const INPUT: usize = 128 << 10;
+/// Read from our input at once: two packets, so that no split leaves a packet of a few bytes behind.
+const INPUT: usize = 2 * super::PACKET as usize;
 /// How long a host may take to close a channel whose command has ended.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -243,7 +244,7 @@ fn signal(signal: &Sig) -> String {
 async fn input<I: AsyncRead + Unpin>(stdin: &mut I, write: &ChannelWriteHalf<Msg>) -> std::convert::Infallible {
     let mut buffer = BytesMut::new();
     loop {
-        buffer.reserve(INPUT);
+        make_room(&mut buffer, INPUT);
         let read = match stdin.read_buf(&mut buffer).await {
             Ok(read) => read,
             Err(error) => {

@@ -6,18 +6,19 @@
 //! except an agent channel where the user asked for agent forwarding. The serving half is `agent::ssh`.
 
 mod drive;
-mod elastic;
 pub mod forward;
 mod host;
 #[cfg(test)]
 mod peer;
+mod progress;
+pub mod socks;
 
 pub use drive::{Control, Exit, Pty, Request, Streams};
 pub use host::{ExpectedHost, HostCheckError};
 pub use russh::{Pty as PtyMode, Sig};
 
-use elastic::{Elastic, Progress};
-use net::{IoStream, clock::SharedClock, task::Group};
+use net::{IoStream, clock::SharedClock, elastic::Elastic, task::Group};
+use progress::Progress;
 use russh::{
     ChannelOpenFailure, Disconnect, Names, Preferred, SshId, cipher,
     client::{self, AuthResult, DisconnectReason, Handle, Msg},
@@ -36,6 +37,11 @@ pub const REPLY_DEADLINE: Duration = Duration::from_secs(30);
 /// What may be under way towards us on one channel: one session on its own, or many forwards together.
 const WINDOW: u32 = 2 << 20;
 const WINDOW_FORWARDING: u32 = 512 << 10;
+/// Data in one packet: with what SSH puts around it, four TLS records, half as many packets as OpenSSH's 32 KiB.
+/// russh takes no more than 65,535; a host that sends less is not asked for more.
+const PACKET: u32 = 65_490;
+/// The most bytes read while a write waits: the windows of 32 channels.
+const SOAKED: usize = 16 << 20;
 /// Messages that wait for a channel's reader before the connection stops reading. Small ones must fit for as long as a
 /// person pauses the terminal, so that keep-alives are still answered.
 const CHANNEL_BUFFER: usize = 1024;
@@ -133,7 +139,8 @@ impl std::fmt::Debug for Session {
 
 /// Opens a session over `stream`: key exchange, host check, authentication.
 pub async fn connect(stream: IoStream, connecting: Connecting) -> Result<Session, SshError> {
-    let progress = Arc::new(Progress::default());
+    let stream = Elastic::new(stream, SOAKED);
+    let progress = Progress::new(stream.moved());
     let (noted, notes) = watch::channel(Notes::default());
     let config = Arc::new(config(&connecting));
     let handler = Handler {
@@ -143,7 +150,7 @@ pub async fn connect(stream: IoStream, connecting: Connecting) -> Result<Session
         noted,
         group: Group::new("ssh client"),
     };
-    let exchange = client::connect_stream(config, Elastic::new(stream, progress.clone()), handler);
+    let exchange = client::connect_stream(config, stream, handler);
     let mut handle = tokio::time::timeout(HANDSHAKE_DEADLINE, exchange).await.map_err(|_| SshError::Timeout("key exchange"))??;
     let login = connecting.login.to_string();
     let proof = handle.authenticate_openssh_cert(login.clone(), connecting.key, connecting.certificate);
@@ -270,6 +277,7 @@ fn config(connecting: &Connecting) -> client::Config {
     client::Config {
         client_id: SshId::Standard(Cow::Borrowed("SSH-2.0-Lockgate")),
         window_size: if connecting.forwarding { WINDOW_FORWARDING } else { WINDOW },
+        maximum_packet_size: PACKET,
         channel_buffer_size: CHANNEL_BUFFER,
         preferred: preferred(),
         keepalive_interval: Some(connecting.keep_alive),

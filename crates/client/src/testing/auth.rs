@@ -116,7 +116,12 @@ impl FakeAuth {
             return Err(DialError::Unreachable { addr: "auth:3025".into(), source: io::ErrorKind::ConnectionRefused.into() });
         }
         let (near, far) = tokio::io::duplex(64 * 1024);
-        let peer = Peer { identity: None, hello: Arc::new(Hello::ours(&Version::new(1, 0, 0), "tsh")), addr: ([127, 0, 0, 1], 1).into() };
+        let peer = Peer {
+            identity: None,
+            hello: Arc::new(Hello::ours(&Version::new(1, 0, 0), "tsh")),
+            addr: ([127, 0, 0, 1], 1).into(),
+            spliced: false,
+        };
         self.0.connections.send(ServerIo::new(Box::new(far), peer, ())).await;
         Ok(Box::new(near))
     }
@@ -272,6 +277,7 @@ type Pinned<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Auth for Served {
     type WatchStream = Pinned<pb::WatchEvent>;
     type ReadRecordingStream = Pinned<pb::RecordingChunk>;
+    type CreateBackupStream = Pinned<pb::BackupChunk>;
 
     async fn ping(&self, _: Request<pb::PingRequest>) -> Result<Response<pb::PingReply>, Status> {
         self.fake()?;
@@ -377,6 +383,9 @@ impl Auth for Served {
     async fn emit_events(&self, _: Request<pb::EmitEventsRequest>) -> Result<Response<pb::Empty>, Status> {
         self.fake()?;
         Ok(Response::new(pb::Empty {}))
+    }
+    async fn create_backup(&self, _: Request<pb::CreateBackupRequest>) -> Result<Response<Self::CreateBackupStream>, Status> {
+        unserved()
     }
     async fn search_events(&self, _: Request<pb::SearchEventsRequest>) -> Result<Response<pb::SearchEventsReply>, Status> {
         unserved()

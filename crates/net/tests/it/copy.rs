@@ -6,9 +6,19 @@ use net::{
     copy::{End, Options, Stats, splice},
     shutdown::Shutdown,
 };
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     net::{TcpListener, TcpStream},
 };
 
@@ -141,4 +151,39 @@ async fn a_slow_reader_holds_back_its_writer() {
         drop(b);
     };
     tokio::join!(between, writer);
+}
+
+/// Gives so many records of TLS, one at each read, and counts the writes to it.
+struct Records {
+    left: usize,
+    writes: Arc<AtomicUsize>,
+}
+impl AsyncRead for Records {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.left > 0 {
+            self.left -= 1;
+            into.put_slice(&vec![1; into.remaining().min(16_384)]);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+impl AsyncWrite for Records {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        Poll::Ready(Ok(bytes.len()))
+    }
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn records_that_are_there_go_out_four_at_a_time() {
+    let (from, to) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let stats = splice(Records { left: 400, writes: from.clone() }, Records { left: 0, writes: to.clone() }, Options::default()).await;
+    assert_eq!((stats.up, stats.down, stats.end), (400 * 16_384, 0, End::Closed));
+    assert_eq!((from.load(Ordering::Relaxed), to.load(Ordering::Relaxed)), (0, 100));
 }

@@ -48,7 +48,7 @@ async fn a_member_is_reached_by_address_or_name_and_both_versions_are_known() {
         let connected = connected.unwrap();
         assert_eq!(connected.peer.version, "8.1.0");
         assert_eq!(connected.server_identity(), Some(cluster.host(SystemRole::Auth)));
-        assert!(connected.stream.get_ref().0.nodelay().unwrap());
+        assert!(connected.stream.get_ref().0.get_ref().nodelay().unwrap());
     }
 }
 

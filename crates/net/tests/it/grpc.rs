@@ -85,7 +85,7 @@ fn connect(
         let relay = tokio::spawn(net::copy::splice(near, far, net::copy::Options::default()));
         relays.lock().unwrap().push(relay.abort_handle());
         let addr: SocketAddr = "192.0.2.1:7".parse().unwrap();
-        let peer = Peer { identity: Some(identity), hello: Arc::new(hello("proxy", "8.0.0")), addr };
+        let peer = Peer { identity: Some(identity), hello: Arc::new(hello("proxy", "8.0.0")), addr, spliced: false };
         assert!(sender.send(ServerIo::new(Box::new(server), peer, ())).await);
         Ok(Box::new(client) as IoStream)
     })

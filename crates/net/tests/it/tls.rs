@@ -7,6 +7,7 @@ use crate::world::{Ca, Cluster, HOUR, Leaf, now};
 use net::{
     clock::SharedClock,
     dial::{self, DialError},
+    eager::Eager,
     tls::{
         Accepted, Authorities, Certificates, ClientAuth, ClientConfig, IdentifyError, Pin, PinnedName, ServerConfig, TlsError, TlsIdentity,
         Trust, accept, client_config, identify, server_config,
@@ -83,7 +84,7 @@ fn without_authorities_nobody_is_known() {
     assert!(matches!(Authorities::new(cluster.name.clone(), &[vec![1, 2, 3].into()], &[]), Err(TlsError::Authority(_))));
 }
 
-type Ends = (Result<(TlsStream<DuplexStream>, Vec<u8>), DialError>, Result<Accepted<DuplexStream>, TlsError>);
+type Ends = (Result<(TlsStream<Eager<DuplexStream>>, Vec<u8>), DialError>, Result<Accepted<DuplexStream>, TlsError>);
 
 /// One connection over a pipe; the server says `hi`, which the client waits for: it is how a client learns of a refusal.
 async fn meet(cluster: &Cluster, calling: Arc<ClientConfig>, serving: Arc<ServerConfig>, name: &str) -> Ends {
