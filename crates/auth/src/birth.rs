@@ -32,6 +32,8 @@ pub(crate) struct Cluster {
     pub(crate) documents: Documents,
     pub(crate) info: ClusterInfo,
     pub(crate) authorities: Authorities,
+    /// Of the windows by which this Auth Service may start.
+    pub(crate) window_gen: u64,
 }
 
 /// Opens the cluster in this store, or makes it.
@@ -67,7 +69,7 @@ pub(crate) async fn open(store: &Arc<dyn Store>, config: &Config, version: &Vers
             "whether pre-releases are admitted was decided at the cluster's birth and stays so"
         );
     }
-    Ok(Cluster { documents, info, authorities })
+    Ok(Cluster { documents, info, authorities, window_gen: stored.record.window_gen })
 }
 
 /// The first Auth of the next major fences the ones before.

@@ -6,6 +6,7 @@
 use crate::{
     audit::{Audit, AuditError},
     ca::{Authorities, issue::IssueError, names::BadHostName},
+    hosts::Used,
     limits::{Gate, Repeats},
     metrics::{Metrics, count},
     mirror::Mirror,
@@ -46,8 +47,14 @@ pub(crate) struct Core {
     pub(crate) mirror: Mirror,
     pub(crate) audit: Audit,
     pub(crate) recordings: Recordings,
+    /// The right to make a backup for somebody: one at a time.
+    pub(crate) backups: Arc<tokio::sync::Semaphore>,
     pub(crate) hasher: Hasher,
     pub(crate) gate: Gate,
+    /// Joins: their own bounds, so that a flood of them costs no login.
+    pub(crate) joins: Gate,
+    pub(crate) used: Used,
+    pub(crate) seat: crate::seat::Seat,
     pub(crate) repeats: Repeats,
     pub(crate) static_tokens: Vec<(BTreeSet<SystemRole>, Secret)>,
     pub(crate) notices: Notices,
@@ -136,6 +143,11 @@ impl Inner {
         }
     }
 
+    /// The caller's address, unless it is that of a Proxy in between.
+    pub(crate) fn own_address(&self) -> Option<std::net::IpAddr> {
+        (!self.peer.spliced).then(|| self.peer.addr.ip().to_canonical())
+    }
+
     /// Only members with that role.
     pub(crate) fn only(&self, role: SystemRole, what: &str) -> Result<&HostIdentity, Fault> {
         match &self.who {
@@ -159,11 +171,30 @@ impl Inner {
         let event = self.core.event(kind).with("addr.remote", self.peer.addr.to_string());
         match &self.who {
             Who::Nobody => event,
-            Who::User { identity, .. } => event.with("user", identity.user.as_str()),
-            Who::Host(host) if host.roles.contains(&SystemRole::Admin) => event.with("user", format!("admin@{}", host.name)),
-            Who::Host(host) => event.with("server_id", host.id.to_string()).with("server_hostname", host.name.as_str()),
+            Who::User { identity, .. } => by_user(event, identity),
+            Who::Host(host) => by_host(event, host),
         }
     }
+}
+
+/// An event with the details of whoever showed that certificate, under the names by which logs are searched.
+pub(crate) fn by(event: Event, identity: Option<&Identity>) -> Event {
+    match identity {
+        None => event,
+        Some(Identity::User(user)) => by_user(event, user),
+        Some(Identity::Host(host)) => by_host(event, host),
+    }
+}
+
+fn by_user(event: Event, user: &UserIdentity) -> Event {
+    event.with("user", user.user.as_str())
+}
+
+fn by_host(event: Event, host: &HostIdentity) -> Event {
+    if host.roles.contains(&SystemRole::Admin) {
+        return event.with("user", format!("admin@{}", host.name));
+    }
+    event.with("server_id", host.id.to_string()).with("server_hostname", host.name.as_str())
 }
 
 impl Core {
@@ -229,6 +260,12 @@ impl Core {
         admission::admit(control, &applicant).map(|_| ())
     }
 
+    /// Lets a member in, or go on being one: only as long as this Auth Service's own seat holds.
+    pub(crate) fn register(&self, roles: &BTreeSet<SystemRole>, peer: &Peer, draining: bool) -> Result<(), Public> {
+        self.seat.holds()?;
+        self.admit(roles, peer, draining)
+    }
+
     /// The one place where an error leaves: refusals are recorded, faults of ours are logged under a reference.
     pub(crate) async fn fault(&self, who: &str, peer: Option<&Peer>, method: &'static str, fault: Fault) -> Public {
         let public = self.shown(method, &fault);
@@ -247,7 +284,8 @@ impl Core {
         if matches!(fault, Fault::Denied(Denied::LoginFailed { .. } | Denied::LoginLocked { .. } | Denied::Token { .. })) {
             return public;
         }
-        let event = self.event(kind).with("method", method).with("who", who).with("addr.remote", addr).with("error", fault.to_string());
+        let event = by(self.event(kind), peer.and_then(|peer| peer.identity.as_deref()));
+        let event = event.with("method", method).with("addr.remote", addr).with("error", fault.to_string());
         self.record_refusal(&format!("{method}\n{who}\n{fault}"), event).await;
         public
     }

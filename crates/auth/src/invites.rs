@@ -25,9 +25,10 @@ pub(crate) async fn create(call: Call, ask: pb::CreateInviteRequest) -> Result<p
     let core = &call.core;
     let user = UserName::new(&ask.user)?;
     let permit = decide_write(call.caller()?, User::KIND, Verb::Update, &(&user).into())?;
-    if core.user(&user).is_none() {
+    let Some(document) = core.user(&user) else {
         return Err(store::documents::WriteError::NotFound(format!("user/{}", permit.name)).into());
-    }
+    };
+    rules::documents::decide_invite(call.caller()?, &permit.name, &document.spec)?;
     let life = if ask.ttl == 0 { DEFAULT_LIFE } else { Duration::from_secs(ask.ttl) };
     if life > MAX_LIFE {
         return Err(malformed("an invitation lives 48 hours at most"));
@@ -88,7 +89,7 @@ pub(crate) async fn accept(call: Call, ask: pb::AcceptInviteRequest) -> Result<p
     let account_key = vault::account_key(&permit.user).map_err(VaultError::from)?;
     let old = core.vault.read::<Account>(&account_key).await?;
     let otp = matches!(policy, SecondFactor::Otp).then(|| held.value.otp.clone());
-    let account = Account { password: hash, otp, last_otp_step: None, extra: Extra::new() };
+    let account = Account { password: hash, otp, last_otp_step: None, sources: Default::default(), extra: Extra::new() };
     let invite = key(&ask.secret)?;
     let batch = core
         .vault
@@ -96,8 +97,8 @@ pub(crate) async fn accept(call: Call, ask: pb::AcceptInviteRequest) -> Result<p
         .require(vault::unchanged(&invite, Some(&held)))
         .require(vault::unchanged(&account_key, old.as_ref()))
         .delete(invite)
-        .put(account_key, vault::json(&account), None)
-        .delete(vault::attempts_key(&user).map_err(VaultError::from)?);
+        .put(account_key, vault::json(&account), None);
+    let batch = vault::forget_attempts(batch, &user).map_err(VaultError::from)?;
     // Lost to another acceptance of the same invitation: it was used.
     if !core.vault.commit(batch).await? {
         return Err(Denied::Invite { why: "it was used at the same moment" }.into());
@@ -114,7 +115,8 @@ pub(crate) async fn purge(call: &Call, user: &UserName) -> Result<(), Fault> {
     for invite in vault.invites_of(user).await?.into_iter().take(100) {
         batch = batch.delete(invite);
     }
-    batch = batch.delete(vault::account_key(user).map_err(VaultError::from)?).delete(vault::attempts_key(user).map_err(VaultError::from)?);
+    batch = batch.delete(vault::account_key(user).map_err(VaultError::from)?);
+    let batch = vault::forget_attempts(batch, user).map_err(VaultError::from)?;
     vault.commit(batch).await?;
     Ok(())
 }

@@ -10,9 +10,12 @@
 mod admin;
 mod api;
 mod audit;
+pub mod backup;
 mod birth;
 mod ca;
 mod core;
+mod hosts;
+mod instance;
 mod invites;
 mod limits;
 mod login;
@@ -21,9 +24,11 @@ mod mirror;
 pub mod password;
 mod presence;
 mod recordings;
+mod seat;
 mod serve;
 mod tokens;
 mod vault;
+mod windows;
 mod world;
 
 pub use metrics::Metrics;
@@ -61,8 +66,11 @@ pub struct Auth {
     serving: serve::Serving,
     listener: Mutex<Option<TcpListener>>,
     local_addr: SocketAddr,
+    /// By which others know this one.
+    address: String,
     health: Board,
     data_dir: std::path::PathBuf,
+    schedule: Option<backup::Schedule>,
 }
 
 /// Opens or makes the cluster, and everything that is needed to serve it. Nothing is written to a store that a rule
@@ -70,18 +78,31 @@ pub struct Auth {
 pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
     world.health.set("auth", Health::Starting);
     let home = config.data_dir.join("auth");
-    for dir in [&home, &home.join("audit"), &home.join("recordings"), &config.data_dir.join("admin")] {
+    let recordings = config.recordings_dir.clone().unwrap_or_else(|| home.join("recordings"));
+    for dir in [&home, &home.join("audit"), &recordings, &config.data_dir.join("admin")] {
         private_dir(dir)?;
+    }
+    if let Some((roles, _)) = config.static_tokens.iter().find(|(_, token)| rules::token::check_chosen(token.expose()).is_err()) {
+        let roles: Vec<&str> = roles.iter().map(SystemRole::as_str).collect();
+        let message = format!("auth_service.tokens: the token for {} is too weak: {}", roles.join(","), rules::token::BadToken);
+        return Err(Public::new(types::Code::Config, message).hint("make a token that ends: tctl tokens add").into());
     }
     let store = open_store(&config, &world).await?;
     let now = world.clock.now();
     let cluster = birth::open(&store, &config, &world.version, now).await?;
     let (metrics, group, base) = (Arc::new(Metrics::default()), Group::new("auth"), Group::new("auth's audit log and mirror"));
-    let vault = vault::Vault::new(store.clone(), cluster.documents.writer());
-    let anchor_key = vault::anchor_key().map_err(vault::VaultError::from)?;
-    let anchor = vault.read::<audit::Head>(&anchor_key).await?.map(|held| held.value);
-    let audit =
-        audit::Audit::open(&home.join("audit"), cluster.info.cluster_id, anchor, world.clock.clone(), &base, metrics.clone()).await?;
+    let vault = vault::Vault::new(cluster.documents.clone());
+    let known = instance::audit_known(&vault, config.host_id, &home.join("audit")).await?;
+    let audit = audit::Audit::open(
+        &home.join("audit"),
+        cluster.info.cluster_id,
+        known,
+        world.clock.clone(),
+        &base,
+        metrics.clone(),
+        world.health.clone(),
+    )
+    .await?;
     let mirror = mirror::Mirror::start(store.clone(), world.clock.clone(), &base, metrics.clone()).await?;
     let cost = config.password_cost;
     let hasher =
@@ -98,9 +119,13 @@ pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
         authorities: cluster.authorities,
         mirror,
         audit,
-        recordings: recordings::Recordings::new(&home.join("recordings")),
+        recordings: recordings::Recordings::new(&recordings, config.host_id),
+        backups: Arc::new(tokio::sync::Semaphore::new(1)),
         hasher,
-        gate: limits::Gate::default(),
+        gate: limits::Gate::logins(),
+        joins: limits::Gate::joins(),
+        used: hosts::Used::default(),
+        seat: seat::Seat::new(cluster.window_gen),
         repeats: limits::Repeats::new(Duration::from_secs(600)),
         static_tokens: config.static_tokens,
         notices: presence::Notices::default(),
@@ -116,7 +141,9 @@ pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
     };
     let local_addr = listener.local_addr().map_err(|source| AuthError::Listen { addr: config.listen_addr, source })?;
     admin::write(&core, &config.data_dir, local_addr)?;
-    Ok(Auth { core, base, serving, listener: Mutex::new(Some(listener)), local_addr, health: world.health, data_dir: config.data_dir })
+    let address = instance::address(config.public_addr.as_deref(), &config.node_name, local_addr);
+    let (listener, health, data_dir, schedule) = (Mutex::new(Some(listener)), world.health, config.data_dir, config.backup);
+    Ok(Auth { core, base, serving, listener, local_addr, address, health, data_dir, schedule })
 }
 
 impl Auth {
@@ -146,10 +173,18 @@ impl Auth {
         tls_public_key: Vec<u8>,
     ) -> Result<pb::HostCredentials, Public> {
         let identity = HostIdentity { cluster: self.core.cluster.clone(), id: host_id, name: node_name, roles, extra: types::Extra::new() };
-        let issued = api::certs::host_credentials(&self.core, &identity, &names, &ssh_public_key, &tls_public_key, types::Labels::new());
-        match issued {
+        let wanted = api::certs::Wanted { names: &names, ssh: &ssh_public_key, tls: &tls_public_key, from: None };
+        match api::certs::host_credentials(&self.core, &identity, &wanted, hosts::Occasion::Local, types::Labels::new()).await {
             Ok((credentials, _)) => Ok(credentials),
             Err(fault) => Err(self.core.fault("this process", None, "issue_local", fault).await),
+        }
+    }
+
+    /// Moves the admission windows, behind the barrier: see [`upgrade::barrier`]. Waits for so long, at most two minutes.
+    pub async fn move_windows(&self, wanted: &upgrade::barrier::Move, patience: Duration) -> Result<types::ControlRecord, Public> {
+        match windows::move_windows(&self.core, wanted, patience).await {
+            Ok(record) => Ok(record),
+            Err(fault) => Err(self.core.fault("this process", None, "move_windows", fault).await),
         }
     }
 
@@ -158,6 +193,7 @@ impl Auth {
         let taken = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(listener) = taken else { return };
         let core = &self.core;
+        core.record_restore().await;
         let started =
             core.event(types::EventKind::AuthStart).with("version", core.version.to_string()).with("server_id", core.host_id.to_string());
         if let Err(error) = core.audit.record(started).await {
@@ -168,11 +204,29 @@ impl Auth {
         core.group.spawn("shutdown", async move {
             outer.draining().await;
             stop.drain();
-            outer.stopping().await;
-            stop.stop();
+            tokio::select! {
+                () = outer.stopping() => stop.stop(),
+                // All clients have gone: it ends by itself.
+                () = stop.stopping() => {}
+            }
         });
-        core.group.spawn("housekeeping", housekeeping(core.clone(), self.data_dir.clone(), self.local_addr));
-        core.group.spawn("presence", presence::keep_self(core.clone(), self.serving.identity()));
+        core.group.spawn("housekeeping", housekeeping(core.clone(), self.serving.own(), self.data_dir.clone(), self.local_addr));
+        if let Some(schedule) = &self.schedule {
+            core.group.spawn("scheduled backups", backup::schedule::run(core.clone(), schedule.clone()));
+        }
+        let holder = seat::Holder { address: self.address.clone(), boot_id: uuid::Uuid::new_v4().to_string() };
+        // Before anything is served: without a seat nobody is admitted.
+        if let Err(error) = seat::take(core, &holder).await {
+            tracing::warn!(%error, "the seat of this Auth Service could not be taken yet");
+        }
+        let own = presence::Own {
+            identity: self.serving.identity(),
+            address: self.address.clone(),
+            boot_id: holder.boot_id.clone(),
+            started: core.now(),
+        };
+        core.group.spawn("seat", seat::keep(core.clone(), holder));
+        core.group.spawn("presence", presence::keep_self(core.clone(), own));
         self.health.set("auth", Health::Ready);
         self.serving.serve(core.clone(), listener, core.shutdown.clone()).await;
         self.health.set("auth", Health::Degraded("stopped".into()));
@@ -186,8 +240,8 @@ impl Auth {
     }
 }
 
-/// Expires what has lapsed, anchors the audit log, renews the administrator's certificate.
-async fn housekeeping(core: Arc<Core>, data_dir: std::path::PathBuf, local_addr: SocketAddr) {
+/// Expires what has lapsed, anchors the audit log, renews the administrator's certificate and this service's own.
+async fn housekeeping(core: Arc<Core>, mut own: serve::OwnCertificate, data_dir: std::path::PathBuf, local_addr: SocketAddr) {
     let mut second = tokio::time::interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut beats, mut admin_since) = (0u64, core.now());
@@ -209,6 +263,12 @@ async fn housekeeping(core: Arc<Core>, data_dir: std::path::PathBuf, local_addr:
                 Err(error) => tracing::error!(%error, "the administrator's certificate could not be renewed"),
             }
         }
+        if own.is_due(core.now()) {
+            match own.renew(&core) {
+                Ok(()) => tracing::info!("renewed the Auth Service's own certificate"),
+                Err(error) => tracing::error!(%error, "the Auth Service's own certificate could not be renewed"),
+            }
+        }
     }
 }
 
@@ -218,7 +278,7 @@ fn renewal_due(now: Time, since: Time) -> bool {
 
 /// Notes the audit log's end in the store, where whoever cuts the file cannot reach it.
 async fn note_head(core: &Core) {
-    let Ok(key) = vault::anchor_key() else { return };
+    let Ok(key) = vault::own_anchor_key(core.host_id) else { return };
     let head = core.audit.head();
     let noted = async {
         let held = core.vault.read::<audit::Head>(&key).await?;
@@ -235,25 +295,56 @@ async fn note_head(core: &Core) {
 }
 
 async fn open_store(config: &Config, world: &World) -> Result<Arc<dyn Store>, AuthError> {
-    let clock: Arc<dyn store::Clock> = Arc::new(world::StoreClock(world.clock.clone()));
-    match &config.storage {
+    if let Storage::Sqlite { path } = &config.storage {
+        let (path, version) = (path.clone(), world.version.clone());
+        let judged = tokio::task::spawn_blocking(move || may_open(&path, &version));
+        judged.await.map_err(|error| AuthError::Open(error.to_string()))??;
+    }
+    open_storage(&config.storage, world.clock.clone()).await
+}
+
+/// Opens a store without asking what is in it: for a restore, which asks itself. An Auth Service opens its own in [`build`].
+pub async fn open_storage(storage: &Storage, clock: net::clock::SharedClock) -> Result<Arc<dyn Store>, AuthError> {
+    let clock: Arc<dyn store::Clock> = Arc::new(world::StoreClock(clock));
+    match storage {
         Storage::Open(store) => Ok(store.clone()),
         Storage::Memory => Ok(Arc::new(Memory::new(clock))),
         Storage::Sqlite { path } => {
             let path = path.clone();
-            let opened = tokio::task::spawn_blocking(move || Sqlite::open(&path, clock))
-                .await
-                .map_err(|error| AuthError::Open(error.to_string()))?;
-            Ok(Arc::new(opened.map_err(|error| {
-                match error {
-                    store::sqlite::OpenError::Foreign { .. } | store::sqlite::OpenError::Newer { .. } => AuthError::Refused(
-                        Public::new(types::Code::StoreForeign, error.to_string())
-                            .hint("check auth_service.storage.path and the data directory"),
-                    ),
-                    other => AuthError::Open(other.to_string()),
-                }
-            })?))
+            let opened = tokio::task::spawn_blocking(move || Sqlite::open(&path, clock).map_err(not_opened));
+            Ok(Arc::new(opened.await.map_err(|error| AuthError::Open(error.to_string()))??))
         }
+        Storage::Postgres(options) => Ok(Arc::new(store::Postgres::open((**options).clone(), clock).await.map_err(not_reached)?)),
+        Storage::Etcd(options) => Ok(Arc::new(store::Etcd::open((**options).clone(), clock).await.map_err(not_reached)?)),
+    }
+}
+
+fn not_reached(error: store::remote::OpenError) -> AuthError {
+    use store::remote::OpenError;
+    let refused = |code, hint: &str| AuthError::Refused(Public::new(code, error.to_string()).hint(hint));
+    match &error {
+        OpenError::Settings(_) | OpenError::File { .. } => refused(types::Code::Config, "see lockgate.storage in docs/storage.md"),
+        OpenError::TooOld { .. } | OpenError::Newer { .. } | OpenError::Foreign { .. } => {
+            refused(types::Code::StoreForeign, "check lockgate.storage: is this the store of this cluster?")
+        }
+        OpenError::Store(error) => AuthError::Open(error.to_string()),
+    }
+}
+
+/// Judges the file's control record before the file is opened for work, which would already change it (rules G2 and G5).
+fn may_open(path: &Path, version: &types::Version) -> Result<(), AuthError> {
+    let Some(bytes) = store::sqlite::peek(path).map_err(not_opened)? else { return Ok(()) };
+    let record = store::control::parse(&bytes).map_err(|why| AuthError::Store(format!("the control record cannot be read: {why}")))?;
+    upgrade::control::may_start(Some(&record), version)?;
+    Ok(())
+}
+
+fn not_opened(error: store::sqlite::OpenError) -> AuthError {
+    match error {
+        store::sqlite::OpenError::Foreign { .. } | store::sqlite::OpenError::Newer { .. } => AuthError::Refused(
+            Public::new(types::Code::StoreForeign, error.to_string()).hint("check auth_service.storage.path and the data directory"),
+        ),
+        other => AuthError::Open(other.to_string()),
     }
 }
 

@@ -1,11 +1,12 @@
-//! Bounds against floods: how often the same refusal is written down, and how many logins are in progress at once.
+//! Bounds against floods: how often the same refusal is written down, and how many logins and joins are in progress at once.
 //!
 //! [`Repeats`] keeps a crash loop or a scanner from filling the audit log: of one thing, the first in each window is
 //! recorded and the rest are counted and added to the next record, so that nothing is lost silently. [`Gate`] bounds logins
-//! in progress and failures by source (attack table, row 24). Both hold a bounded number of keys.
+//! and joins in progress, and failures by source and in all (attack table, row 24). Both hold a bounded number of keys.
 
 use std::{
     collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -66,26 +67,54 @@ impl Repeats {
     }
 }
 
-/// Logins in progress at once, from everywhere and from one source.
-pub(crate) const MAX_LOGINS: usize = 256;
-pub(crate) const MAX_LOGINS_PER_SOURCE: usize = 64;
-/// Failures of one source in [`FAILURE_WINDOW`] before it must wait. Many people may sit behind one address.
-const MAX_FAILURES: u32 = 200;
+/// What one door lets through.
+#[derive(Clone, Copy)]
+struct Bounds {
+    /// In progress at once, from everywhere and from one source.
+    running: usize,
+    per_source: usize,
+    /// Failures of one source in [`FAILURE_WINDOW`] before it must wait. Many people may sit behind one address.
+    failures: u32,
+    /// Failures of all sources before each that failed at all must wait: who guesses from everywhere gets no farther.
+    in_all: u32,
+}
+
+const LOGINS: Bounds = Bounds { running: 256, per_source: 64, failures: 200, in_all: 20_000 };
+const JOINS: Bounds = Bounds { running: 256, per_source: 64, failures: 100, in_all: 2000 };
 const FAILURE_WINDOW: Duration = Duration::from_secs(600);
 /// Logins of one name judged at once: fewer than lock an account.
 const TURNS: usize = 4;
 
-/// The door before password hashing.
-#[derive(Default)]
+/// One source, however many addresses it has: who has one of IPv6 has 2^64.
+pub(crate) fn source(ip: IpAddr) -> String {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, ..] = ip.segments();
+            format!("{}/64", Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+    }
+}
+
+/// Many sources that look like one: all that come through one Proxy. They fail ten times as often before they must wait,
+/// because one of them must not keep the others out so easily.
+pub(crate) fn crowd(source: &str) -> String {
+    format!("{CROWD}{source}")
+}
+const CROWD: &str = "through ";
+
+/// The door before the costly or guessable: password hashes, join tokens.
 pub(crate) struct Gate {
+    bounds: Bounds,
     state: Mutex<GateState>,
 }
 
-#[derive(Default)]
 struct GateState {
     total: usize,
     running: HashMap<String, usize>,
     failures: HashMap<String, (Time, u32)>,
+    /// Of all sources, since when.
+    in_all: (Time, u32),
     pruned: Option<Time>,
     names: HashMap<String, Arc<Semaphore>>,
 }
@@ -97,17 +126,40 @@ pub(crate) struct Place<'a> {
 }
 
 impl Gate {
+    pub(crate) fn logins() -> Self {
+        Self::new(LOGINS)
+    }
+    pub(crate) fn joins() -> Self {
+        Self::new(JOINS)
+    }
+    fn new(bounds: Bounds) -> Self {
+        let state = GateState {
+            total: 0,
+            running: HashMap::new(),
+            failures: HashMap::new(),
+            in_all: (Time::EPOCH, 0),
+            pruned: None,
+            names: HashMap::new(),
+        };
+        Self { bounds, state: Mutex::new(state) }
+    }
+
     /// Takes a place, or says that there is none.
     pub(crate) fn enter(&self, source: &str, now: Time) -> Option<Place<'_>> {
         let mut state = lock(&self.state);
-        if state.total >= MAX_LOGINS {
+        if state.total >= self.bounds.running {
             return None;
         }
-        if state.failures.get(source).is_some_and(|(since, count)| *count >= MAX_FAILURES && now.since(*since) < FAILURE_WINDOW) {
+        let recent = |(since, count): (Time, u32)| if now.since(since) < FAILURE_WINDOW { count } else { 0 };
+        let failed = state.failures.get(source).copied().map_or(0, recent);
+        let flooded = recent(state.in_all) >= self.bounds.in_all && (failed > 0 || state.failures.len() >= MAX_KEYS);
+        let crowd = source.starts_with(CROWD);
+        let most = if crowd { self.bounds.failures.saturating_mul(10) } else { self.bounds.failures };
+        if failed >= most || (flooded && !crowd) {
             return None;
         }
         let running = state.running.entry(source.to_owned()).or_default();
-        if *running >= MAX_LOGINS_PER_SOURCE {
+        if *running >= self.bounds.per_source {
             return None;
         }
         *running = running.saturating_add(1);
@@ -118,6 +170,10 @@ impl Gate {
     /// Counts a failure of that source.
     pub(crate) fn failed(&self, source: &str, now: Time) {
         let mut state = lock(&self.state);
+        if now.since(state.in_all.0) >= FAILURE_WINDOW {
+            state.in_all = (now, 0);
+        }
+        state.in_all.1 = state.in_all.1.saturating_add(1);
         if state.failures.len() >= MAX_KEYS {
             if state.pruned.is_none_or(|last| now.since(last) >= FAILURE_WINDOW / 4) {
                 state.failures.retain(|_, (since, _)| now.since(*since) < FAILURE_WINDOW);
@@ -138,7 +194,7 @@ impl Gate {
     pub(crate) async fn turn(&self, name: &str) -> Option<OwnedSemaphorePermit> {
         let turns = {
             let mut state = lock(&self.state);
-            if state.names.len() >= MAX_LOGINS {
+            if state.names.len() >= self.bounds.running {
                 state.names.retain(|_, turns| turns.available_permits() < TURNS || Arc::strong_count(turns) > 1);
             }
             state.names.entry(name.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(TURNS))).clone()
@@ -183,19 +239,44 @@ mod tests {
         let recorded = (0..30_000).filter(|i| repeats.admit(&format!("source {i}"), Time::from_unix(0)).is_some()).count();
         assert!(recorded <= MAX_KEYS + 1, "{recorded}");
 
-        let gate = Gate::default();
+        let gate = Gate::logins();
         let now = Time::from_unix(0);
         let one: Vec<_> = (0..100).filter_map(|_| gate.enter("10.0.0.1", now)).collect();
-        assert_eq!(one.len(), MAX_LOGINS_PER_SOURCE);
+        assert_eq!(one.len(), LOGINS.per_source);
         assert!(gate.enter("10.0.0.2", now).is_some());
         let many: Vec<_> = (0..1000).filter_map(|i| gate.enter(&format!("10.1.0.{i}"), now)).collect();
-        assert_eq!(one.len() + many.len(), MAX_LOGINS);
+        assert_eq!(one.len() + many.len(), LOGINS.running);
         drop((one, many));
         assert!(gate.enter("10.0.0.1", now).is_some());
 
-        (0..MAX_FAILURES).for_each(|_| gate.failed("10.0.0.1", now));
+        (0..LOGINS.failures).for_each(|_| gate.failed("10.0.0.1", now));
         assert!(gate.enter("10.0.0.1", now).is_none());
         assert!(gate.enter("10.0.0.2", now).is_some());
         assert!(gate.enter("10.0.0.1", Time::from_unix(600)).is_some());
+    }
+
+    #[test]
+    fn failed_joins_are_bounded_by_source_and_in_all() {
+        let (gate, now) = (Gate::joins(), Time::from_unix(0));
+        (0..JOINS.failures).for_each(|_| gate.failed("10.0.0.1", now));
+        assert!(gate.enter("10.0.0.1", now).is_none() && gate.enter("10.0.0.2", now).is_some());
+        (0..JOINS.in_all).for_each(|number| gate.failed(&format!("10.1.{}.{}", number / 250, number % 250), now));
+        // Whoever comes through a Proxy shares its address with others.
+        let through = crowd("10.0.0.9");
+        (0..JOINS.failures * 10 - 1).for_each(|_| gate.failed(&through, now));
+        assert!(gate.enter(&through, now).is_some());
+        gate.failed(&through, now);
+        assert!(gate.enter(&through, now).is_none());
+        // Who failed once waits now; who did not is let in.
+        assert!(gate.enter("10.1.0.7", now).is_none() && gate.enter("10.0.0.2", now).is_some());
+        assert!(gate.enter("10.1.0.7", Time::from_unix(600)).is_some());
+    }
+
+    #[test]
+    fn a_source_of_ipv6_is_its_network() {
+        let check = |text: &str, want: &str| assert_eq!(source(text.parse().unwrap()), want);
+        check("192.0.2.7", "192.0.2.7");
+        check("::ffff:192.0.2.7", "192.0.2.7");
+        check("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64");
     }
 }

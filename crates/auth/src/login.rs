@@ -15,13 +15,16 @@ use crate::{
 use rules::{
     Denied, Permit, RoleSet,
     issue::LoginRequest,
-    login::{self as rule, Attempts, Conversation, Evidence, Hash},
+    login::{self as rule, Attempts, Conversation, Evidence, Hash, Tally},
     permit::LoggedIn,
 };
+use std::{collections::BTreeMap, time::Duration};
 use types::{Code, EventKind, Public, Secret, SystemRole, Time, Ttl, UserName, kind::SecondFactor};
 use wire::api as pb;
 use zeroize::Zeroizing;
 
+/// Sources remembered of one user.
+const MAX_SOURCES: usize = 16;
 /// Lost races after which a login gives up.
 const MAX_RACES: usize = 32;
 
@@ -43,7 +46,7 @@ pub(crate) async fn login(call: Call, ask: pb::LoginRequest) -> Result<pb::UserC
         return Err(Public::new(Code::RateLimited, "too many logins at once").hint("try again in a while").into());
     };
     let proven = match UserName::new(&ask.user) {
-        Ok(user) => prove(&call, &user, password, &code).await,
+        Ok(user) => prove(&call, &user, &password::fingerprint(&source), password, &code).await,
         Err(_) => {
             // No name of anybody; it costs the same to hear so.
             core.hasher.verify(password, None).await?;
@@ -94,15 +97,18 @@ impl<E: Into<Fault>> From<E> for Refusal {
 /// What is kept of one name.
 struct Kept {
     account: Option<Held<Account>>,
-    attempts: Option<Held<Attempts>>,
+    /// Failures from this source, and from everywhere.
+    here: Option<Held<Attempts>>,
+    all: Option<Held<Attempts>>,
 }
 
 impl Kept {
-    async fn read(call: &Call, user: &UserName) -> Result<Self, Fault> {
+    async fn read(call: &Call, user: &UserName, source: &str) -> Result<Self, Fault> {
         let vault = &call.core.vault;
         let account = vault.read(&vault::account_key(user).map_err(vault::VaultError::from)?).await?;
-        let attempts = vault.read(&vault::attempts_key(user).map_err(vault::VaultError::from)?).await?;
-        Ok(Self { account, attempts })
+        let here = vault.read(&vault::attempts_here_key(user, source).map_err(vault::VaultError::from)?).await?;
+        let all = vault.read(&vault::attempts_key(user).map_err(vault::VaultError::from)?).await?;
+        Ok(Self { account, here, all })
     }
 
     /// As `rules` sees it. Proofs without a user document are a deleted user's.
@@ -115,18 +121,20 @@ impl Kept {
         }
     }
 
-    fn attempts(&self) -> Attempts {
-        self.attempts.as_ref().map(|held| held.value.clone()).unwrap_or_default()
+    fn tally(&self, source: &str, now: Time) -> Tally {
+        let value = |held: &Option<Held<Attempts>>| held.as_ref().map(|held| held.value.clone()).unwrap_or_default();
+        let last = self.account.as_ref().and_then(|held| held.value.sources.get(source).copied());
+        Tally { here: value(&self.here), all: value(&self.all), familiar: last.is_some_and(|last| now.since(last) < rule::FAMILIAR) }
     }
 }
 
 /// Verifies password and code, and settles the attempt.
-async fn prove(call: &Call, user: &UserName, password: Secret, code: &Secret) -> Result<Permit<LoggedIn>, Refusal> {
+async fn prove(call: &Call, user: &UserName, source: &str, password: Secret, code: &Secret) -> Result<Permit<LoggedIn>, Refusal> {
     let core = &call.core;
     let _turn = core.gate.turn(user.as_str()).await;
-    let mut kept = Kept::read(call, user).await?;
+    let mut kept = Kept::read(call, user, source).await?;
     let exists = core.user(user).is_some();
-    let against = match rule::hash_for(&kept.facts(exists), &kept.attempts(), call.now) {
+    let against = match rule::hash_for(&kept.facts(exists), &kept.tally(source, call.now), call.now) {
         Hash::Account => kept.account.as_ref().map(|held| Zeroizing::new(held.value.password.clone())),
         Hash::Dummy => None,
     };
@@ -135,37 +143,52 @@ async fn prove(call: &Call, user: &UserName, password: Secret, code: &Secret) ->
     let evidence = Conversation::default().shown(user, Evidence::Password(fits)).shown(user, Evidence::Otp { step });
     let policy = core.preference().second_factor;
     for _ in 0..MAX_RACES {
-        let outcome = evidence.clone().conclude(user, &kept.facts(exists), policy, kept.attempts(), call.now);
-        let step = outcome.decision.as_ref().ok().and_then(|proof| proof.otp_step);
-        if store(call, user, &kept, outcome.attempts, step).await? {
+        let outcome = evidence.clone().conclude(user, &kept.facts(exists), policy, kept.tally(source, call.now), call.now);
+        if store(call, user, source, &kept, &outcome).await? {
             return outcome.decision.map_err(|denied| Refusal { fault: denied.into(), locked: outcome.locked_now });
         }
-        kept = Kept::read(call, user).await?;
+        kept = Kept::read(call, user, source).await?;
     }
     Err(Fault::Internal(format!("the attempts of {user} keep changing")).into())
 }
 
-/// Stores the attempts and the used code, if nothing changed since both were read.
-async fn store(call: &Call, user: &UserName, kept: &Kept, attempts: Attempts, step: Option<u64>) -> Result<bool, Fault> {
+/// Stores the attempts, the used code and where it worked, if nothing changed since all was read.
+async fn store(call: &Call, user: &UserName, source: &str, kept: &Kept, outcome: &rule::Outcome) -> Result<bool, Fault> {
     let vault = &call.core.vault;
-    let key = vault::attempts_key(user).map_err(vault::VaultError::from)?;
+    let (before, after) = (kept.tally(source, call.now), &outcome.attempts);
+    let here = (vault::attempts_here_key(user, source).map_err(vault::VaultError::from)?, &kept.here, after.here.stale_at(call.now));
+    let all = (vault::attempts_key(user).map_err(vault::VaultError::from)?, &kept.all, after.all_stale_at(call.now));
     let mut batch = vault.batch();
-    if attempts != kept.attempts() {
-        batch = batch.require(vault::unchanged(&key, kept.attempts.as_ref()));
-        batch = if attempts.clone().reset() == attempts {
-            batch.delete(key)
-        } else {
-            let until = attempts.stale_at(call.now);
-            batch.put(key, vault::json(&attempts), Some(until))
-        };
+    for ((key, held, until), was, is) in [(here, &before.here, &after.here), (all, &before.all, &after.all)] {
+        if was == is {
+            continue;
+        }
+        batch = batch.require(vault::unchanged(&key, held.as_ref()));
+        batch = if is.clone().reset() == *is { batch.delete(key) } else { batch.put(key, vault::json(is), Some(until)) };
     }
-    if let (Some(step), Some(held)) = (step, &kept.account) {
-        let key = vault::account_key(user).map_err(vault::VaultError::from)?;
+    if let (Ok(proof), Some(held)) = (&outcome.decision, &kept.account) {
         let mut account = held.value.clone();
-        account.last_otp_step = Some(step);
-        batch = batch.require(vault::unchanged(&key, Some(held))).put(key, vault::json(&account), None);
+        account.last_otp_step = proof.otp_step.or(account.last_otp_step);
+        familiarise(&mut account.sources, source, call.now);
+        if account.last_otp_step != held.value.last_otp_step || account.sources != held.value.sources {
+            let key = vault::account_key(user).map_err(vault::VaultError::from)?;
+            batch = batch.require(vault::unchanged(&key, Some(held))).put(key, vault::json(&account), None);
+        }
     }
     if batch.ops.is_empty() { Ok(true) } else { Ok(vault.commit(batch).await?) }
+}
+
+/// Notes where a user logged in; once a day is enough, and the latest few.
+fn familiarise(sources: &mut BTreeMap<String, Time>, source: &str, now: Time) {
+    if sources.get(source).is_some_and(|last| now.since(*last) < Duration::from_secs(86_400)) {
+        return;
+    }
+    sources.retain(|_, last| now.since(*last) < rule::FAMILIAR);
+    while sources.len() >= MAX_SOURCES {
+        let Some(oldest) = sources.iter().min_by_key(|(_, last)| **last).map(|(source, _)| source.clone()) else { break };
+        sources.remove(&oldest);
+    }
+    sources.insert(source.to_owned(), now);
 }
 
 /// The certificates of a proven login.
@@ -193,10 +216,10 @@ pub(crate) fn asked_ttl(seconds: u64) -> Option<Ttl> {
     (seconds > 0).then(|| Ttl::from_secs(seconds.min(366 * 86_400)))
 }
 
-/// The address without its port: one source, however many connections.
+/// The address without its port, or its network: one source, however many connections.
 fn source(addr: &str) -> String {
     match addr.parse::<std::net::SocketAddr>() {
-        Ok(addr) => addr.ip().to_canonical().to_string(),
+        Ok(addr) => crate::limits::source(addr.ip()),
         Err(_) => shown(addr),
     }
 }

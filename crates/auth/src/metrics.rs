@@ -33,6 +33,9 @@ counters! {
     audit_events: "events written to the audit log",
     audit_write_errors: "failed writes to the audit log, each tried again",
     recordings: "recordings taken into the sink",
+    backups: "backups made",
+    backup_failures: "backups that broke off",
+    backup_last_unix: "when the last scheduled backup was complete, in seconds since 1970; 0 is never",
     mirror_reloads: "times the mirror of the store was read anew",
 }
 

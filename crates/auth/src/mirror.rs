@@ -57,8 +57,10 @@ pub(crate) struct Mirror {
     state: Arc<RwLock<State>>,
     control: Swap<Option<ControlRecord>>,
     reached: Arc<watch::Sender<u64>>,
-    /// Grows whenever a role, user or lock changes.
+    /// Grows whenever a role, user or lock changes, or the windows do.
     rights: Arc<watch::Sender<u64>>,
+    /// Grows with each control record.
+    controls: Arc<watch::Sender<u64>>,
     clock: SharedClock,
 }
 
@@ -86,6 +88,7 @@ impl Mirror {
             control: Swap::new(None),
             reached: Arc::new(watch::Sender::new(0)),
             rights: Arc::new(watch::Sender::new(0)),
+            controls: Arc::new(watch::Sender::new(0)),
             clock,
         };
         let watch = mirror.load(store.as_ref()).await?;
@@ -111,6 +114,7 @@ impl Mirror {
         let control = store::control::read(store).await.ok().flatten().map(|stored| stored.record);
         let watch = store.watch(vec![dir, Key::control()], Some(revision)).await?;
         self.control.store(control);
+        self.controls.send_modify(|generation| *generation = generation.wrapping_add(1));
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         self.advance(revision, true);
         Ok(watch)
@@ -152,7 +156,15 @@ impl Mirror {
         match event {
             Event::Init { .. } => {}
             Event::Put(item) if item.key == Key::control() => match store::control::parse(&item.value) {
-                Ok(record) => self.control.store(Some(record)),
+                Ok(record) => {
+                    // Whoever stands outside new windows is cut off before they are acknowledged.
+                    let moved = self.control.load().as_ref().as_ref().is_none_or(|old| old.window_gen != record.window_gen);
+                    self.control.store(Some(record));
+                    if moved {
+                        self.rights.send_modify(|generation| *generation = generation.wrapping_add(1));
+                    }
+                    self.controls.send_modify(|generation| *generation = generation.wrapping_add(1));
+                }
                 Err(why) => tracing::error!(why, "the control record cannot be read any more; the last one stays in force"),
             },
             Event::Put(item) => {
@@ -187,6 +199,11 @@ impl Mirror {
     /// Changes with every role, user and lock.
     pub(crate) fn rights(&self) -> watch::Receiver<u64> {
         self.rights.subscribe()
+    }
+
+    /// Wakes at each control record.
+    pub(crate) fn controls(&self) -> watch::Receiver<u64> {
+        self.controls.subscribe()
     }
 
     pub(crate) fn control(&self) -> Arc<Option<ControlRecord>> {

@@ -103,8 +103,13 @@ pub(crate) fn random_text() -> Zeroizing<String> {
 
 /// The name under which a secret is kept: SHA-256 in hex. Strong secrets need no salt.
 pub(crate) fn fingerprint(secret: &str) -> String {
+    fingerprint_of(secret.as_bytes())
+}
+
+/// The same of bytes: public keys.
+pub(crate) fn fingerprint_of(bytes: &[u8]) -> String {
     use sha2::{Digest as _, Sha256};
-    data_encoding::HEXLOWER.encode(&Sha256::digest(secret.as_bytes()))
+    data_encoding::HEXLOWER.encode(&Sha256::digest(bytes))
 }
 
 /// A fresh second factor: 160 bits, base32.

@@ -1,13 +1,15 @@
 //! Heartbeats: members and hosts stay in the inventory while they report, and hear what their operators should know.
 //!
 //! A member writes its own documents and nobody else's; the address of a host reached directly is the one seen here, never
-//! the one it claims (attack table, row 13). Documents lapse ten minutes after the last heartbeat. A host's document is
+//! the one it claims (attack table, row 13); one that came through a Proxy has none, since the one seen is the Proxy's. Documents lapse ten minutes after the last heartbeat. A host's document is
 //! rewritten only when something in it changed or its lease runs low, so that watchers are not woken each minute by ten
 //! thousand hosts. The sentences about versions (rule G12) are `upgrade::inventory`'s, made at most twice a minute.
 
 use crate::{
     core::{Call, Core, Fault, malformed},
+    hosts,
     metrics::count,
+    seat,
 };
 use rules::{Verb, documents::decide_write, presence};
 use std::{
@@ -69,14 +71,24 @@ pub(crate) async fn heartbeat(call: Call, ask: pb::HeartbeatRequest) -> Result<p
     if host.id == core.host_id {
         member.spec.roles.insert(SystemRole::Auth);
     }
+    // Where an Auth Service is reached is for it alone to say.
+    member.spec.extra.remove(ADDRESS);
+    let known = core.mirror.typed::<Member>(&own).filter(|known| known.spec.roles.contains(&SystemRole::Auth));
+    if let Some(address) = known.and_then(|known| known.spec.extra.get(ADDRESS).cloned())
+        && seat::is_taken(core, host.id).await
+    {
+        member.spec.roles.insert(SystemRole::Auth);
+        member.spec.extra.insert(ADDRESS.into(), address);
+    }
     member.spec.hostname = host.name.to_string();
     member.spec.version = call.peer.hello.parsed().ok_or_else(|| malformed("the version cannot be read"))?;
     member.spec.skips_version_check = call.peer.hello.skips_version_check;
     member.spec.last_seen = call.now;
-    core.admit(&host.roles, &call.peer, member.spec.state == "draining")?;
+    core.register(&host.roles, &call.peer, member.spec.state == "draining")?;
     let lease = presence::lease_end(call.now);
     member.metadata.expires = Some(lease);
     put(core, &member.to_document()).await?;
+    hosts::seen(core, host).await?;
     if !ask.node.is_empty() {
         let permit = decide_write(caller, Node::KIND, Verb::Update, &own)?;
         let node = Resource::<Node>::from_document(Document::from_json(&ask.node)?)?;
@@ -102,7 +114,11 @@ async fn take_node(
     }
     node.spec.hostname = host.name.clone();
     node.spec.version = call.peer.hello.parsed().ok_or_else(|| malformed("the version cannot be read"))?;
-    let port = u16::try_from(port).map_err(|_| malformed("the SSH port is not a port"))?;
+    let mut port = u16::try_from(port).map_err(|_| malformed("the SSH port is not a port"))?;
+    if port != 0 && call.peer.spliced {
+        tracing::warn!(host = %host.id, port, "a host that came through a Proxy says that it listens; it is reached by its tunnel");
+        port = 0;
+    }
     node.spec.use_tunnel = port == 0;
     node.spec.addr =
         if port == 0 { String::new() } else { std::net::SocketAddr::new(call.peer.addr.ip().to_canonical(), port).to_string() };
@@ -175,14 +191,23 @@ fn notices(call: &Call, host: &HostIdentity, member: &Resource<Member>) -> Vec<S
     )]
 }
 
+/// This Auth Service, as it stands in the inventory.
+pub(crate) struct Own {
+    pub(crate) identity: HostIdentity,
+    /// `host:port` by which it is reached.
+    pub(crate) address: String,
+    pub(crate) boot_id: String,
+    pub(crate) started: Time,
+}
+
+/// Where an Auth Service is reached, in its `member` document.
+pub(crate) const ADDRESS: &str = "auth_addr";
+
 /// Keeps the Auth Service itself in the inventory. It leaves at once when it drains.
-pub(crate) async fn keep_self(core: Arc<Core>, identity: HostIdentity) {
-    let name = ResourceName::from(&identity.id);
-    let (boot_id, started) = (uuid::Uuid::new_v4().to_string(), core.now());
+pub(crate) async fn keep_self(core: Arc<Core>, own: Own) {
     let (mut state, mut told) = ("active", Arc::new(Vec::new()));
     loop {
-        let member = own_member(&core, &identity, &name, &boot_id, started, state);
-        if let Err(error) = put(&core, &member.to_document()).await {
+        if let Err(error) = put(&core, &own_member(&core, &own, state).to_document()).await {
             tracing::warn!(%error, "could not report as a member");
         }
         let lines = core.notices.all(&core, core.now());
@@ -193,34 +218,44 @@ pub(crate) async fn keep_self(core: Arc<Core>, identity: HostIdentity) {
         }
         let wait = presence::interval(presence::HEARTBEAT, rand::random());
         tokio::select! {
-            () = core.shutdown.stopping() => return,
+            // However it ends, it says so once.
+            biased;
             () = core.shutdown.draining(), if state == "active" => state = "draining",
+            () = core.shutdown.stopping() => return,
             () = tokio::time::sleep(wait) => {}
         }
     }
 }
 
-fn own_member(core: &Core, identity: &HostIdentity, name: &ResourceName, boot_id: &str, started: Time, state: &str) -> Resource<Member> {
+fn own_member(core: &Core, own: &Own, state: &str) -> Resource<Member> {
     // The other services of this process report under the same id: their roles and details stay.
-    let stored = core.mirror.typed::<Member>(name);
+    let name = ResourceName::from(&own.identity.id);
+    let stored = core.mirror.typed::<Member>(&name);
     let mut member = stored.unwrap_or_else(|| {
         let spec = Member {
-            hostname: identity.name.to_string(),
-            roles: identity.roles.clone(),
+            hostname: own.identity.name.to_string(),
+            roles: own.identity.roles.clone(),
             version: core.version.clone(),
-            boot_id: boot_id.to_owned(),
-            started,
-            last_seen: started,
+            boot_id: own.boot_id.clone(),
+            started: own.started,
+            last_seen: own.started,
             state: state.to_owned(),
             skips_version_check: false,
             labels: types::Labels::new(),
             extra: types::Extra::new(),
         };
-        Resource::new(Metadata::named(name.clone()), spec)
+        Resource::new(Metadata::named(name), spec)
     });
-    member.spec.roles.extend(identity.roles.iter().cloned());
+    if member.spec.roles == own.identity.roles {
+        // Nobody else reports: this is the whole process.
+        (member.spec.boot_id, member.spec.started) = (own.boot_id.clone(), own.started);
+        member.spec.hostname = own.identity.name.to_string();
+    }
+    member.spec.roles.extend(own.identity.roles.iter().cloned());
     member.spec.version = core.version.clone();
     member.spec.last_seen = core.now();
+    member.spec.extra.insert(ADDRESS.into(), own.address.clone().into());
+    member.spec.extra.insert("window_gen".into(), core.seat.acknowledged().into());
     state.clone_into(&mut member.spec.state);
     member.metadata.expires = Some(presence::lease_end(core.now()));
     member

@@ -1,9 +1,11 @@
 //! The sink of session recordings: one file and one description per session, complete or not there at all.
 //!
-//! An upload goes to `<session>.<host>.part`, may be interrupted and go on at a byte it names, and becomes `<session>.rec`
-//! only after the whole file was read back: its digest is what the uploader said, its frames hold (`wire::recording`), its
-//! header names the session and the uploading host. An upload that was finished before is acknowledged again. Who may list
-//! and read is decided in `rules::documents`; here are only files, on blocking threads.
+//! An upload has a file of its own, `<session>.<host>.<auth>-<random>.up`, so that two of one recording never write into each
+//! other. Interrupted it rests as `<session>.<host>.part`, where the next may go on at a byte it names. It becomes
+//! `<session>.rec` only after the whole file was read back: its digest is what the uploader said, its frames hold
+//! (`wire::recording`), its header names the session and the uploading host. An upload that was finished before is
+//! acknowledged again, another of that session refused. Who may list and read is decided in `rules::documents`; here are
+//! only files, on blocking threads.
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -22,6 +24,8 @@ use wire::recording::{BadRecording, Reader, What};
 pub(crate) const MAX_RECORDING: u64 = 8 << 30;
 /// Descriptions kept in memory.
 const CACHED: usize = 100_000;
+/// Locked by whoever puts a recording in place.
+const LOCK: &str = ".publishing";
 /// Bytes read at once.
 pub(crate) const PIECE: usize = 256 * 1024;
 
@@ -55,6 +59,10 @@ pub(crate) enum RecordingError {
 pub(crate) struct Recordings {
     dir: Arc<PathBuf>,
     cache: Arc<Mutex<BTreeMap<SessionId, Recording>>>,
+    /// Held while a recording is put in place; other processes that share the directory are kept out by a lock on a file.
+    publishing: Arc<Mutex<()>>,
+    /// The Auth Service that writes here, in the names of its uploads.
+    owner: HostId,
 }
 
 /// An upload in progress.
@@ -63,14 +71,27 @@ pub(crate) struct Upload {
     session: SessionId,
     host: HostId,
     file: File,
+    /// Nobody else's.
     path: PathBuf,
+    /// Where it rests when it is interrupted.
+    resting: PathBuf,
     len: u64,
 }
 
 impl Recordings {
-    /// Uses that directory, which must exist.
-    pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: Arc::new(dir.to_owned()), cache: Arc::default() }
+    /// Uses that directory, which must exist and may be shared with other Auth Services. Uploads that the last process of this
+    /// one left behind go to rest.
+    pub(crate) fn new(dir: &Path, owner: HostId) -> Self {
+        for path in fs::read_dir(dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())) {
+            let resting = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".up"));
+            if let Some((stem, upload)) = resting.and_then(|name| name.rsplit_once('.'))
+                && upload.starts_with(&owner.to_string())
+                && let Err(error) = fs::rename(&path, path.with_file_name(format!("{stem}.part")))
+            {
+                tracing::warn!(file = %path.display(), %error, "an interrupted upload could not be put aside");
+            }
+        }
+        Self { dir: Arc::new(dir.to_owned()), cache: Arc::default(), publishing: Arc::default(), owner }
     }
 
     fn file(&self, session: SessionId) -> PathBuf {
@@ -87,14 +108,30 @@ impl Recordings {
 
     /// Begins or continues an upload at that byte. Blocks.
     pub(crate) fn upload(&self, session: SessionId, host: HostId, offset: u64) -> Result<Upload, RecordingError> {
-        let path = self.dir.join(format!("{session}.{host}.part"));
-        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path)?;
+        let resting = self.dir.join(format!("{session}.{host}.part"));
+        let path = self.dir.join(format!("{session}.{host}.{}-{}.up", self.owner, uuid::Uuid::new_v4().simple()));
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        if offset == 0 {
+            let file = options.create_new(true).open(&path)?;
+            return Ok(Upload { sink: self.clone(), session, host, file, path, resting, len: 0 });
+        }
+        // Of two that go on with the same rest one has it, and the other begins anew.
+        match fs::rename(&resting, &path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(RecordingError::Gap { asked: offset, have: 0 }),
+            Err(error) => return Err(error.into()),
+        }
+        let file = options.open(&path)?;
         let have = file.metadata()?.len();
+        let upload = Upload { sink: self.clone(), session, host, file, path, resting, len: have };
         if offset > have {
             return Err(RecordingError::Gap { asked: offset, have });
         }
-        file.set_len(offset)?;
-        Ok(Upload { sink: self.clone(), session, host, file, path, len: offset })
+        upload.file.set_len(offset)?;
+        let mut upload = upload;
+        upload.len = offset;
+        Ok(upload)
     }
 
     /// The description of a finished recording.
@@ -186,6 +223,15 @@ impl Upload {
 
     /// Checks the whole file and puts it in place. `Ok(None)`: the same recording was there already.
     pub(crate) fn finish(mut self, sha256: &[u8]) -> Result<Option<Recording>, RecordingError> {
+        let done = self.settle(sha256);
+        if !matches!(done, Ok(_) | Err(RecordingError::Io(_))) {
+            // Nothing to go on with: what is here is refused.
+            self.len = 0;
+        }
+        done
+    }
+
+    fn settle(&mut self, sha256: &[u8]) -> Result<Option<Recording>, RecordingError> {
         self.file.seek(SeekFrom::Start(0))?;
         let checked = examine(&mut self.file)?;
         if checked.digest.as_slice() != sha256 {
@@ -195,24 +241,56 @@ impl Upload {
         if recording.session != self.session || recording.host_id != self.host {
             return Err(RecordingError::Disagrees);
         }
+        self.file.sync_all()?;
+        if self.publish(&recording)? {
+            self.sink.remember(&recording);
+            return Ok(Some(recording));
+        }
+        let there = examine(&mut File::open(self.sink.file(self.session))?)?;
+        if there.digest == checked.digest { Ok(None) } else { Err(RecordingError::Exists) }
+    }
+
+    /// Puts it in place, unless another recording of the session is there.
+    fn publish(&self, recording: &Recording) -> Result<bool, RecordingError> {
+        let _alone = self.sink.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.sink.dir.join(LOCK))?;
+        // Ends with the file.
+        shared.lock()?;
         let place = self.sink.file(self.session);
         if place.exists() {
-            let there = examine(&mut File::open(&place)?)?;
-            fs::remove_file(&self.path)?;
-            return if there.digest == checked.digest { Ok(None) } else { Err(RecordingError::Exists) };
+            return Ok(false);
         }
-        let sidecar = serde_json::to_vec(&recording).map_err(|error| io::Error::other(error.to_string()))?;
-        let fresh = self.sink.dir.join(format!("{}.json.new", self.session));
-        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
+        let sidecar = serde_json::to_vec(recording).map_err(|error| io::Error::other(error.to_string()))?;
+        let fresh = self.path.with_extension("json.new");
+        let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&fresh)?;
         file.write_all(&sidecar)?;
         file.sync_all()?;
-        self.file.sync_all()?;
         // The description first: a recording is there from the moment its own name is.
         fs::rename(&fresh, self.sink.sidecar(self.session))?;
         fs::rename(&self.path, &place)?;
         File::open(&*self.sink.dir)?.sync_all()?;
-        self.sink.remember(&recording);
-        Ok(Some(recording))
+        Ok(true)
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        // Finished: it has another name now.
+        let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        let longer = fs::metadata(&self.resting).is_ok_and(|rest| rest.len() > self.len);
+        let put = if longer || self.len == 0 || self.sink.has(self.session) {
+            fs::remove_file(&self.path)
+        } else {
+            fs::rename(&self.path, &self.resting)
+        };
+        if let Err(error) = put.as_ref()
+            && !gone(error)
+        {
+            tracing::warn!(file = %self.path.display(), %error, "an interrupted upload could not be put aside");
+        }
+        if self.sink.has(self.session) {
+            let _rest = fs::remove_file(&self.resting);
+        }
     }
 }
 
@@ -273,6 +351,10 @@ mod tests {
     }
 
     fn recording(session: SessionId, host: HostId) -> (Vec<u8>, Vec<u8>) {
+        recording_of(session, host, 5000)
+    }
+
+    fn recording_of(session: SessionId, host: HostId, output: usize) -> (Vec<u8>, Vec<u8>) {
         let description = Recording {
             session,
             user: "alice".into(),
@@ -289,7 +371,7 @@ mod tests {
         let header = Header { recording: description, width: 80, height: 24, term: "xterm".into(), extra: Extra::new() };
         let mut writer = Writer::new();
         let mut bytes = writer.encode(0, &What::Header(Box::new(header))).to_vec();
-        bytes.extend(writer.encode(10, &What::Output(Bytes::from(vec![b'x'; 5000]))));
+        bytes.extend(writer.encode(10, &What::Output(Bytes::from(vec![b'x'; output]))));
         bytes.extend(writer.encode(7000, &What::End(End { status: Some(0), signal: None })));
         let digest = Sha256::digest(&bytes).to_vec();
         (bytes, digest)
@@ -298,7 +380,7 @@ mod tests {
     #[test]
     fn an_upload_resumes_is_checked_and_may_be_repeated() {
         let dir = tempfile::tempdir().unwrap();
-        let (sink, (session, host)) = (Recordings::new(dir.path()), ids());
+        let (sink, (session, host)) = (Recordings::new(dir.path(), HostId::from_uuid(uuid::Uuid::nil())), ids());
         let (bytes, digest) = recording(session, host);
         let mut upload = sink.upload(session, host, 0).unwrap();
         upload.push(0, &bytes[..1000]).unwrap();
@@ -315,16 +397,57 @@ mod tests {
         again.push(0, &bytes).unwrap();
         assert!(again.finish(&digest).unwrap().is_none());
         // A restart finds it.
-        let sink = Recordings::new(dir.path());
+        let sink = Recordings::new(dir.path(), HostId::from_uuid(uuid::Uuid::nil()));
         assert_eq!(sink.list(10, |_| true).unwrap(), [done]);
         assert_eq!(read_piece(&mut sink.open(session, 5).unwrap()).unwrap(), bytes[5..]);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "the recording, its description, the lock");
+    }
+
+    #[test]
+    fn two_uploads_of_one_recording_do_not_write_into_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sink, (session, host)) = (Recordings::new(dir.path(), HostId::from_uuid(uuid::Uuid::nil())), ids());
+        let (bytes, digest) = recording(session, host);
+        let (mut one, mut two) = (sink.upload(session, host, 0).unwrap(), sink.upload(session, host, 0).unwrap());
+        one.push(0, &bytes[..700]).unwrap();
+        two.push(0, &vec![0; 900]).unwrap();
+        one.push(700, &bytes[700..]).unwrap();
+        assert!(one.finish(&digest).unwrap().is_some());
+        assert!(two.finish(&digest).is_err());
+        // The same once more is fine, another is not, and the first stands.
+        let send = |bytes: &[u8]| {
+            let mut upload = sink.upload(session, host, 0).unwrap();
+            upload.push(0, bytes).unwrap();
+            upload.finish(&Sha256::digest(bytes))
+        };
+        assert!(send(&bytes).unwrap().is_none());
+        let (longer, _) = recording_of(session, host, 6000);
+        assert!(matches!(send(&longer), Err(RecordingError::Exists)));
+        assert_eq!(fs::read(dir.path().join(format!("{session}.rec"))).unwrap(), bytes);
+        assert_eq!(sink.describe(session).unwrap().size, bytes.len() as u64);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nothing else is left");
+    }
+
+    #[test]
+    fn an_upload_that_a_killed_process_left_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sink, (session, host)) = (Recordings::new(dir.path(), HostId::from_uuid(uuid::Uuid::nil())), ids());
+        let (bytes, digest) = recording(session, host);
+        let mut upload = sink.upload(session, host, 0).unwrap();
+        upload.push(0, &bytes[..1000]).unwrap();
+        std::mem::forget(upload);
+        let sink = Recordings::new(dir.path(), HostId::from_uuid(uuid::Uuid::nil()));
+        let mut upload = sink.upload(session, host, 1000).unwrap();
+        // Nobody else may go on where this one does.
+        assert!(matches!(sink.upload(session, host, 1000), Err(RecordingError::Gap { asked: 1000, have: 0 })));
+        upload.push(1000, &bytes[1000..]).unwrap();
+        assert!(upload.finish(&digest).unwrap().is_some());
     }
 
     #[test]
     fn a_recording_that_is_not_what_it_says_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let (sink, (session, host)) = (Recordings::new(dir.path()), ids());
+        let (sink, (session, host)) = (Recordings::new(dir.path(), HostId::from_uuid(uuid::Uuid::nil())), ids());
         let (bytes, digest) = recording(session, host);
         let send = |session, host, bytes: &[u8], digest: &[u8]| {
             let mut upload = sink.upload(session, host, 0).unwrap();
@@ -341,5 +464,6 @@ mod tests {
         assert!(matches!(send(session, host, b"GIF89a", &Sha256::digest(b"GIF89a")), Err(RecordingError::Bad(BadRecording::Foreign))));
         assert!(matches!(send(session, host, b"", &Sha256::digest(b"")), Err(RecordingError::NoHeader)));
         assert!(!sink.has(session));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing of them is kept");
     }
 }

@@ -10,7 +10,7 @@ use crate::{
         issue::{HOST_LIFE, Keys},
         names::HostNames,
     },
-    core::Core,
+    core::{Core, by},
     metrics::count,
     world::AuthError,
 };
@@ -22,8 +22,11 @@ use net::{
     tls::{self, Authorities, CertificateDer, Certificates, ClientAuth, KeyAlgorithm, TlsError, TlsIdentity, identity::KeyPair},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::net::TcpListener;
-use types::{EventKind, HostIdentity, SystemRole, kind::CertAuthority, version::Direction};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpListener, TcpStream},
+};
+use types::{EventKind, HostIdentity, SystemRole, Time, kind::CertAuthority, version::Direction};
 use wire::{api::MAX_MESSAGE, api::auth_server::AuthServer, hello::Hello};
 
 /// How long a peer without a certificate may keep its connection.
@@ -38,6 +41,42 @@ pub(crate) struct Serving {
     config: Arc<tls::ServerConfig>,
     authorities: Swap<Authorities>,
     limits: Limits,
+    own: OwnCertificate,
+}
+
+/// The certificate by which this service is known, renewed at half-life while it runs.
+#[derive(Clone)]
+pub(crate) struct OwnCertificate {
+    identity: HostIdentity,
+    names: HostNames,
+    made: Time,
+    current: Swap<TlsIdentity>,
+}
+
+impl OwnCertificate {
+    fn new(core: &Core, identity: &HostIdentity, names: HostNames) -> Result<Self, AuthError> {
+        let current = Swap::new(Self::make(core, identity, &names)?);
+        Ok(Self { identity: identity.clone(), names, made: core.now(), current })
+    }
+
+    fn make(core: &Core, identity: &HostIdentity, names: &HostNames) -> Result<TlsIdentity, AuthError> {
+        let fail = |error: &dyn std::fmt::Display| AuthError::Authorities(error.to_string());
+        let key = KeyPair::generate(KeyAlgorithm::EcdsaP256)?;
+        let keys = Keys::read("", &key.public_der()).map_err(|error| fail(&error))?;
+        let issued = core.authorities.issue_host(identity, names, &keys, HOST_LIFE, core.now()).map_err(|error| fail(&error))?;
+        Ok(key.with_chain(tls::identity::certificates_from_pem(issued.tls.as_bytes())?)?)
+    }
+
+    pub(crate) fn is_due(&self, now: Time) -> bool {
+        now.since(self.made) >= HOST_LIFE / 2
+    }
+
+    /// Shown from the next handshake on; connections in use go on.
+    pub(crate) fn renew(&mut self, core: &Core) -> Result<(), AuthError> {
+        self.current.store(Self::make(core, &self.identity, &self.names)?);
+        self.made = core.now();
+        Ok(())
+    }
 }
 
 impl Serving {
@@ -49,17 +88,23 @@ impl Serving {
             roles: [SystemRole::Auth].into(),
             extra: types::Extra::new(),
         };
-        let key = KeyPair::generate(KeyAlgorithm::EcdsaP256)?;
-        let fail = |error: &dyn std::fmt::Display| AuthError::Authorities(error.to_string());
-        let keys = Keys::read("", &key.public_der()).map_err(|error| fail(&error))?;
-        let names = HostNames::read(names.iter().map(String::as_str)).map_err(|error| fail(&error))?;
-        let issued = core.authorities.issue_host(&identity, &names, &keys, HOST_LIFE, core.now()).map_err(|error| fail(&error))?;
-        let own: TlsIdentity = key.with_chain(tls::identity::certificates_from_pem(issued.tls.as_bytes())?)?;
+        let names = HostNames::read(names.iter().map(String::as_str)).map_err(|error| AuthError::Authorities(error.to_string()))?;
+        let own = OwnCertificate::new(core, &identity, names)?;
         let trusted =
             Authorities::new(core.cluster.clone(), &roots(&core.authorities.user_public)?, &roots(&core.authorities.host_public)?)?;
         let authorities = Swap::new(trusted);
-        let config = tls::server_config(Certificates::fixed(&own), ClientAuth::Optional, &authorities, &[wire::alpn::AUTH], &core.clock)?;
-        Ok(Self { identity, config, authorities, limits })
+        let config = tls::server_config(
+            Certificates::current(own.current.clone()),
+            ClientAuth::Optional,
+            &authorities,
+            &[wire::alpn::AUTH],
+            &core.clock,
+        )?;
+        Ok(Self { identity, config, authorities, limits, own })
+    }
+
+    pub(crate) fn own(&self) -> OwnCertificate {
+        self.own.clone()
     }
 
     pub(crate) fn identity(&self) -> HostIdentity {
@@ -106,7 +151,11 @@ struct Door {
 
 impl Door {
     async fn handle(self, conn: Conn) {
-        let Conn { stream, peer: addr, permit } = conn;
+        let Conn { mut stream, peer: addr, permit } = conn;
+        let spliced = match tokio::time::timeout(tls::DEADLINE, is_spliced(&mut stream)).await {
+            Ok(Ok(spliced)) => spliced,
+            Ok(Err(_)) | Err(_) => return,
+        };
         let mut accepted = match tls::accept(stream, self.config.clone(), &self.authorities, &self.core.clock, tls::DEADLINE).await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -122,7 +171,7 @@ impl Door {
         if hello.skips_version_check {
             self.skipping(addr, accepted.identity.as_ref(), &hello).await;
         }
-        let peer = net::grpc::Peer { identity: accepted.identity.map(Arc::new), hello: Arc::new(hello), addr };
+        let peer = net::grpc::Peer { identity: accepted.identity.map(Arc::new), hello: Arc::new(hello), addr, spliced };
         if peer.identity.is_some() {
             permit.authenticated();
             self.sender.send(net::grpc::ServerIo::new(Box::new(accepted.stream), peer, permit)).await;
@@ -146,20 +195,30 @@ impl Door {
         let who = identity.map(types::Identity::display).unwrap_or_default();
         tracing::info!(%addr, version, role, who, refusal = %public, "refused a version");
         let event = self.core.event(EventKind::VersionRefused).with("addr.remote", addr.to_string()).with("version", version.as_str());
-        let event = event
-            .with("role", role.as_str())
-            .with("who", who.as_str())
-            .with("error", public.to_string())
-            .with("server_version", self.core.version.to_string());
+        let event =
+            event.with("role", role.as_str()).with("error", public.to_string()).with("server_version", self.core.version.to_string());
+        let event = by(event, identity);
         self.core.record_refusal(&format!("version {} {version} {role}", addr.ip()), event).await;
     }
 
     async fn skipping(&self, addr: std::net::SocketAddr, identity: Option<&types::Identity>, hello: &Hello) {
         let who = identity.map(types::Identity::display).unwrap_or_default();
         let event = self.core.event(EventKind::VersionSkipped).with("addr.remote", addr.to_string()).with("version", shown(&hello.version));
-        let event = event.with("role", shown(&hello.role)).with("who", who.as_str()).with("server_version", self.core.version.to_string());
+        let event = event.with("role", shown(&hello.role)).with("server_version", self.core.version.to_string());
+        let event = by(event, identity);
         self.core.record_refusal(&format!("skip {} {who} {}", addr.ip(), shown(&hello.version)), event).await;
     }
+}
+
+/// Whether a Proxy passes this connection on: then its address is the Proxy's. Nothing of TLS is taken from the stream.
+async fn is_spliced(stream: &mut TcpStream) -> std::io::Result<bool> {
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 0 || !wire::splice::MARK.starts_with(&first) {
+        return Ok(false);
+    }
+    let mut mark = [0; wire::splice::MARK.len()];
+    stream.read_exact(&mut mark).await?;
+    if mark == wire::splice::MARK { Ok(true) } else { Err(std::io::ErrorKind::InvalidData.into()) }
 }
 
 /// A peer's text, fit for a log.

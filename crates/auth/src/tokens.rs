@@ -1,12 +1,14 @@
 //! Join tokens: making them, and letting a process in by one.
 //!
 //! A token's document is named by the hash of its secret, so a listing admits nobody and looking one up compares no
-//! secret. Unknown, expired and wrong tokens answer alike (`rules::token`). A token admits new hosts only: whoever holds
-//! one cannot become a host that is there already (attack table, row 28).
+//! secret. Unknown, expired and wrong tokens answer alike (`rules::token`), and failures are bounded by source and in all.
+//! A token admits new hosts only: whoever holds one cannot become a host that is there already (attack table, row 28);
+//! which those are stands in the books ([`crate::hosts`]).
 
 use crate::{
-    api::certs::host_credentials,
+    api::certs::{Wanted, host_credentials},
     core::{Call, Fault, malformed},
+    hosts::{self, Occasion},
     metrics::count,
     password::{fingerprint, random_text},
     presence::settle,
@@ -15,26 +17,22 @@ use rules::{Verb, documents::decide_write};
 use std::{collections::BTreeSet, time::Duration};
 use types::{
     Code, EventKind, Extra, HostId, HostIdentity, Labels, Metadata, NodeName, Public, Resource, ResourceName, Secret, SystemRole,
-    document::Spec,
-    kind::{Member, Token},
-    label::check_label,
+    document::Spec, kind::Token, label::check_label,
 };
 use wire::api as pb;
 
 const DEFAULT_LIFE: Duration = Duration::from_secs(3600);
 const MAX_LIFE: Duration = Duration::from_secs(365 * 86_400);
-/// A chosen token has at least so many characters.
-const MIN_CHOSEN: usize = 8;
 
 /// Makes a token; its secret is in the answer and nowhere else.
 pub(crate) async fn create(call: Call, ask: pb::CreateTokenRequest) -> Result<pb::CreateTokenReply, Fault> {
     let core = &call.core;
     let secret = match ask.value.as_str() {
         "" => random_text(),
-        chosen if chosen.len() < MIN_CHOSEN || chosen.len() > 256 || chosen.chars().any(|c| !c.is_ascii_graphic()) => {
-            return Err(malformed(format!("a token has {MIN_CHOSEN} to 256 printable characters")));
+        chosen => {
+            rules::token::check_chosen(chosen).map_err(malformed)?;
+            chosen.to_owned().into()
         }
-        chosen => chosen.to_owned().into(),
     };
     let name = ResourceName::new(fingerprint(&secret))?;
     let permit = decide_write(call.caller()?, Token::KIND, Verb::Create, &name)?;
@@ -89,45 +87,54 @@ pub(crate) async fn join(call: Call, ask: pb::JoinRequest) -> Result<pb::HostCre
             event.with("hostname", crate::login::shown(&ask.node_name)).with("version", crate::login::shown(&call.peer.hello.version));
         event.with("roles", ask.roles.iter().take(8).map(|role| crate::login::shown(role)).collect::<Vec<_>>().join(","))
     };
-    match admitted(&call, &ask) {
-        Ok((identity, labels)) => {
-            let (reply, serial) = host_credentials(core, &identity, &ask.names, &ask.ssh_public_key, &ask.tls_public_key, labels)?;
+    let source = crate::limits::source(call.peer.addr.ip());
+    let source = if call.peer.spliced { crate::limits::crowd(&source) } else { source };
+    let joined = match core.joins.enter(&source, call.now) {
+        Some(_place) => take_in(&call, &ask).await,
+        None => Err(Public::new(Code::RateLimited, "too many joins failed").hint("try again in ten minutes").into()),
+    };
+    match joined {
+        Ok((reply, serial)) => {
             core.audit.record(about(EventKind::Join).with("success", true).with("serial", serial)).await?;
             count(&core.metrics.joins);
             Ok(reply)
         }
         Err(fault) => {
+            core.joins.failed(&source, call.now);
             let event = about(EventKind::JoinFailed).with("success", false).with("error", fault.to_string());
-            core.record_refusal(&format!("join {} {fault}", call.peer.addr.ip()), event).await;
+            core.record_refusal(&format!("join {source} {fault}"), event).await;
             Err(fault)
         }
     }
 }
 
-fn admitted(call: &Call, ask: &pb::JoinRequest) -> Result<(HostIdentity, Labels), Fault> {
+async fn take_in(call: &Call, ask: &pb::JoinRequest) -> Result<(pb::HostCredentials, String), Fault> {
+    let (identity, labels) = admitted(call, ask).await?;
+    let wanted = Wanted { names: &ask.names, ssh: &ask.ssh_public_key, tls: &ask.tls_public_key, from: call.own_address() };
+    if hosts::is_taken(&call.core, identity.id, &wanted.fingerprint()).await? {
+        return Err(hosts::taken(identity.id));
+    }
+    host_credentials(&call.core, &identity, &wanted, Occasion::Join, labels).await
+}
+
+async fn admitted(call: &Call, ask: &pb::JoinRequest) -> Result<(HostIdentity, Labels), Fault> {
     let core = &call.core;
     let secret = Secret::new(ask.token.as_str());
     let wanted: BTreeSet<SystemRole> =
         ask.roles.iter().take(16).map(|role| role.parse().unwrap_or(SystemRole::Other(role.clone()))).collect();
-    let token = find(call, &secret);
+    let token = find(call, &secret).await;
     let permit = rules::token::decide_join(token.as_ref(), &wanted, call.now)?;
     // From here on the caller is no stranger: he may learn what is wrong.
-    core.admit(&permit.roles, &call.peer, false)?;
+    core.register(&permit.roles, &call.peer, false)?;
     let id: HostId = ask.host_id.parse()?;
     let name = NodeName::new(&ask.node_name)?;
     crate::ca::names::check_node_name(&name)?;
-    if id == core.host_id || core.mirror.get(Member::KIND, &(&id).into()).is_some() {
-        let message = format!("a host with the id {id} is in the cluster already");
-        return Err(Public::new(Code::AlreadyExists, message)
-            .hint("use another data directory, or remove the old one: tctl rm member/<id>")
-            .into());
-    }
     let facts = permit.into_facts();
     Ok((HostIdentity { cluster: core.cluster.clone(), id, name, roles: facts.roles, extra: Extra::new() }, facts.labels))
 }
 
 /// The token with that secret, from the configuration file or the store.
-fn find(call: &Call, secret: &Secret) -> Option<Resource<Token>> {
+async fn find(call: &Call, secret: &Secret) -> Option<Resource<Token>> {
     let name = ResourceName::new(fingerprint(secret.expose())).ok()?;
     // Every static token is compared, in constant time each.
     let fixed = call.core.static_tokens.iter().fold(None, |found, (roles, known)| if known == secret { Some(roles) } else { found });
@@ -135,5 +142,10 @@ fn find(call: &Call, secret: &Secret) -> Option<Resource<Token>> {
         let token = Token { roles: roles.clone(), hint: String::new(), labels: Labels::new(), extra: Extra::new() };
         return Some(Resource::new(Metadata::named(name), token));
     }
-    call.core.mirror.typed(&name)
+    if let Some(known) = call.core.mirror.typed(&name) {
+        return Some(known);
+    }
+    // Another Auth Service of this cluster may have made it a moment ago. The name is a hash: the time of this look-up tells nothing.
+    let stored = call.core.documents.get(Token::KIND, &name).await.ok().flatten();
+    stored.and_then(|document| Resource::from_document(document).ok())
 }

@@ -4,9 +4,9 @@
 //! Every write is conditional on what was read, and fenced like a document's.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::sync::Arc;
-use store::{Batch, CommitError, Condition, Key, Store, StoreError, WriterEpoch};
-use types::{Extra, Time, UserName};
+use std::collections::BTreeMap;
+use store::{Batch, CommitError, Condition, Documents, Key, StoreError};
+use types::{Extra, HostId, Time, UserName};
 
 /// Why a secret record could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +39,10 @@ pub(crate) struct Account {
     pub(crate) otp: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) last_otp_step: Option<u64>,
+    /// Where the user logged in lately, by the source's fingerprint.
+    #[zeroize(skip)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) sources: BTreeMap<String, Time>,
     #[zeroize(skip)]
     #[serde(flatten)]
     pub(crate) extra: Extra,
@@ -55,18 +59,31 @@ pub(crate) struct Invite {
     pub(crate) extra: Extra,
 }
 
+/// What there is under `internal/`. A backup carries all of it; the tests compare this list with the sources and with a backup.
+pub const FAMILIES: &[&str] = &["account", "attempts", "audit", "auth", "ca", "host", "invite", "name"];
+
 /// Access to the internal keys.
 #[derive(Clone)]
 pub(crate) struct Vault {
-    store: Arc<dyn Store>,
-    writer: WriterEpoch,
+    documents: Documents,
 }
 
 pub(crate) fn account_key(user: &UserName) -> Result<Key, store::BadKey> {
     Key::new(["internal", "account", user.as_str()])
 }
+/// Failures from everywhere.
 pub(crate) fn attempts_key(user: &UserName) -> Result<Key, store::BadKey> {
     Key::new(["internal", "attempts", user.as_str()])
+}
+/// Failures from one source, by its fingerprint.
+pub(crate) fn attempts_here_key(user: &UserName, source: &str) -> Result<Key, store::BadKey> {
+    Key::new(["internal", "attempts", user.as_str(), source])
+}
+/// Forgets all failures of a name.
+pub(crate) fn forget_attempts(batch: Batch, user: &UserName) -> Result<Batch, store::BadKey> {
+    let dir = Key::dir(["internal", "attempts", user.as_str()])?;
+    let end = dir.prefix_end();
+    Ok(batch.delete(attempts_key(user)?).delete_range(dir, end))
 }
 pub(crate) fn invite_key(hash: &str) -> Result<Key, store::BadKey> {
     Key::new(["internal", "invite", hash])
@@ -74,28 +91,42 @@ pub(crate) fn invite_key(hash: &str) -> Result<Key, store::BadKey> {
 pub(crate) fn authority_key(kind: crate::ca::CaKind) -> Result<Key, store::BadKey> {
     Key::new(["internal", "ca", kind.as_str()])
 }
+/// The end of an audit log that no Auth Service has claimed yet: what a restore leaves behind ([`crate::instance`]).
 pub(crate) fn anchor_key() -> Result<Key, store::BadKey> {
     Key::new(["internal", "audit", "anchor"])
 }
+/// Where that audit log begins, after a restore.
+pub(crate) fn origin_key() -> Result<Key, store::BadKey> {
+    Key::new(["internal", "audit", "origin"])
+}
+/// The end of this Auth Service's own audit log.
+pub(crate) fn own_anchor_key(host: HostId) -> Result<Key, store::BadKey> {
+    Key::new(["internal", "audit", "anchor", &host.to_string()])
+}
+/// Where this Auth Service's own audit log begins, when it continues another.
+pub(crate) fn own_origin_key(host: HostId) -> Result<Key, store::BadKey> {
+    Key::new(["internal", "audit", "origin", &host.to_string()])
+}
 
 impl Vault {
-    pub(crate) fn new(store: Arc<dyn Store>, writer: WriterEpoch) -> Self {
-        Self { store, writer }
+    /// Writes as the same writer as those documents.
+    pub(crate) fn new(documents: Documents) -> Self {
+        Self { documents }
     }
 
     pub(crate) async fn read<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<Held<T>>, VaultError> {
-        let Some(item) = self.store.get(key).await? else { return Ok(None) };
+        let Some(item) = self.documents.store().get(key).await? else { return Ok(None) };
         let value = serde_json::from_slice(&item.value).map_err(|_| VaultError::Unreadable(key.clone()))?;
         Ok(Some(Held { value, revision: item.revision, expires: item.expires }))
     }
 
     pub(crate) fn batch(&self) -> Batch {
-        Batch::new(Some(self.writer))
+        Batch::new(Some(self.documents.writer()))
     }
 
     /// `Ok(false)`: a condition did not hold, nothing was written.
     pub(crate) async fn commit(&self, batch: Batch) -> Result<bool, VaultError> {
-        match self.store.commit(batch).await {
+        match self.documents.store().commit(batch).await {
             Ok(_) => Ok(true),
             Err(CommitError::Conflict { .. }) => Ok(false),
             Err(error) => Err(error.into()),
@@ -105,7 +136,7 @@ impl Vault {
     /// Invitations of that user, by key.
     pub(crate) async fn invites_of(&self, user: &UserName) -> Result<Vec<Key>, VaultError> {
         let dir = Key::dir(["internal", "invite"])?;
-        let items = store::scan(self.store.as_ref(), &dir, &dir.prefix_end()).await?;
+        let items = store::scan(self.documents.store().as_ref(), &dir, &dir.prefix_end()).await?;
         let of_user = |item: &store::Item| serde_json::from_slice::<Invite>(&item.value).is_ok_and(|invite| invite.user == *user);
         Ok(items.into_iter().filter(of_user).map(|item| item.key).collect())
     }

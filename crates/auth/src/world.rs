@@ -29,6 +29,12 @@ pub struct Config {
     /// Cheaper only in tests.
     pub password_cost: PasswordCost,
     pub limits: Limits,
+    /// Backups by themselves; none when absent.
+    pub backup: Option<crate::backup::Schedule>,
+    /// Where recordings are kept. Default: `<data_dir>/auth/recordings`. Several Auth Services of a cluster name one shared directory.
+    pub recordings_dir: Option<PathBuf>,
+    /// `host:port` by which others reach this Auth Service, for the inventory. Default: where it listens.
+    pub public_addr: Option<String>,
 }
 
 impl Config {
@@ -47,6 +53,9 @@ impl Config {
             names: Vec::new(),
             password_cost: PasswordCost::default(),
             limits: Limits::default(),
+            backup: None,
+            recordings_dir: None,
+            public_addr: None,
         }
     }
 }
@@ -59,6 +68,10 @@ pub enum Storage {
     Sqlite {
         path: PathBuf,
     },
+    /// A database that several Auth Services may share.
+    Postgres(Box<store::postgres::Options>),
+    /// An etcd that several Auth Services may share.
+    Etcd(Box<store::etcd::Options>),
     /// Opened by the caller: what two Auth Services of one test share.
     Open(Arc<dyn Store>),
 }

@@ -15,7 +15,8 @@ mod web;
 
 pub use certificate::KeypairFiles;
 pub use metrics::{Metrics, Sample};
-pub use web::limit::Rate;
+pub use net::rate::Rate;
+pub use web::read;
 
 use certificate::WebCertificates;
 use client::{api::Api, cache::Cache, host::HostCredentials, trust::ClusterTrust};
@@ -53,6 +54,8 @@ pub struct Config {
     pub public_addrs: Vec<String>,
     /// The same for the jump server.
     pub ssh_public_addrs: Vec<String>,
+    /// `host:port` of this Proxy alone, when its public address leads to several: where agents dial back to.
+    pub tunnel_addr: Option<String>,
     /// `host:port` of each Auth Service; connections for them are spliced there.
     pub auth_servers: Vec<String>,
     /// Web certificates, chosen by name. Without any, the Proxy's host certificate serves the web too.
@@ -71,11 +74,13 @@ impl Default for Config {
             ssh_listen_addr: Some(any(3023)),
             public_addrs: Vec::new(),
             ssh_public_addrs: Vec::new(),
+            tunnel_addr: None,
             auth_servers: Vec::new(),
             https_keypairs: Vec::new(),
             // A web connection counts as a stranger's to its end: longer than the longest request.
             limits: Limits { handshake_deadline: Duration::from_secs(45), ..Limits::default() },
-            login_rate: Rate::default(),
+            // An office behind one address comes in at nine o'clock; an attacker gets two guesses a second.
+            login_rate: Rate { burst: 40, per_second: 2.0 },
         }
     }
 }
@@ -117,6 +122,8 @@ pub(crate) struct Shared {
     pub(crate) credentials: watch::Receiver<Arc<HostCredentials>>,
     pub(crate) api: Api,
     pub(crate) cache: Cache,
+    /// Wakes when roles, users or locks have changed: not at every heartbeat, as the cache itself does.
+    pub(crate) policy: watch::Sender<()>,
     pub(crate) tunnels: Tunnels,
     pub(crate) record: record::Recorder,
     pub(crate) metrics: Arc<Metrics>,
@@ -185,7 +192,7 @@ impl Proxy {
         world.health.set("proxy", Health::Starting);
         let shared = Arc::new(Shared {
             hello: Hello::ours(&world.version, "proxy"),
-            tunnels: Tunnels::start(&keepers, proxy_id, shutdown.clone()),
+            tunnels: Tunnels::start(&keepers, proxy_id, config.tunnel_addr, shutdown.clone()),
             record: record::Recorder::start(&keepers, world.api.clone(), world.clock.clone(), metrics.clone(), shutdown.clone()),
             direct: ssh::direct::Direct::new(world.credentials.clone(), world.clock.clone(), authorities.clone()),
             attempts: web::Attempts::new(config.login_rate),
@@ -196,6 +203,7 @@ impl Proxy {
             credentials: world.credentials,
             api: world.api,
             cache: world.cache,
+            policy: watch::Sender::new(()),
             metrics,
             authorities,
             member_tls,
@@ -233,6 +241,7 @@ impl Proxy {
     pub async fn run(self, shutdown: Shutdown) {
         let Self { shared, listener, ssh_listener, limits, keepers, shutdown: own } = self;
         keepers.spawn("follow", follow(shared.clone()));
+        keepers.spawn("peers", tunnel::peers::follow(shared.clone()));
         keepers.spawn("shutdown", {
             let (shared, outer, own) = (shared.clone(), shutdown.clone(), own.clone());
             async move {
@@ -273,7 +282,7 @@ fn listen(given: Option<TcpListener>, addr: SocketAddr) -> Result<TcpListener, P
     }
 }
 
-/// Follows what changes: authorities, locks on hosts, and how well the cache is fed.
+/// Follows what changes: authorities, sessions that may not go on, locks on hosts, and how well the cache is fed.
 async fn follow(shared: Arc<Shared>) {
     let (mut changed, mut feeding, mut credentials) = (shared.cache.changed(), shared.cache.feeding(), shared.credentials.clone());
     loop {
@@ -283,6 +292,7 @@ async fn follow(shared: Arc<Shared>) {
             Ok(authorities) => shared.authorities.store(authorities),
             Err(error) => tracing::error!(%error, "the cluster's authorities cannot be used; keeping the ones before"),
         }
+        shared.policy.send_replace(());
         for (host, error) in tunnel::link::locked(&shared) {
             shared.tunnels.evict(host, error).await;
         }

@@ -205,7 +205,8 @@ async fn to_auth(shared: Arc<Shared>, stream: Rewound<TcpStream>, peer: SocketAd
         tracing::warn!(%peer, "no Auth Service can be reached for a connection that asks for it");
         return;
     };
-    if copy_buf(&mut prefix.as_ref(), &mut auth).await.is_err() {
+    // Or the Auth Service would take our address for the caller's.
+    if auth.write_all(&wire::splice::MARK).await.is_err() || copy_buf(&mut prefix.as_ref(), &mut auth).await.is_err() {
         return;
     }
     // An agent's connection for its whole life: it must not keep a draining Proxy from ending.

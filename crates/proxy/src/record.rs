@@ -4,12 +4,15 @@
 //! are counted and lost, because a door that stops for its diary can be stopped by whoever knocks often. What strangers can
 //! cause is bounded per source besides.
 
-use crate::{
-    metrics::Metrics,
-    web::limit::{Buckets, Rate},
-};
+use crate::metrics::Metrics;
 use client::api::Api;
-use net::{backoff::Backoff, clock::SharedClock, shutdown::Shutdown, task::Group};
+use net::{
+    backoff::Backoff,
+    clock::SharedClock,
+    rate::{Buckets, Rate},
+    shutdown::Shutdown,
+    task::Group,
+};
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -19,7 +22,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
-use types::{Code, Event, EventKind, Public, UserIdentity};
+use types::{Code, Event, EventKind, HostId, Public, UserIdentity};
 use wire::hello::Hello;
 
 const QUEUE: usize = 1024;
@@ -56,6 +59,14 @@ impl Recorder {
         tracing::info!(user = %user.user, %peer, target, %error, "refused");
         let event = self.event(EventKind::AccessDenied).with("user", user.user.as_str()).with("server", target).with("proto", "ssh");
         self.put(failure(event, Some(peer), error));
+    }
+
+    /// A session of theirs had to be cut here: the host did not end it although it may not go on.
+    pub(crate) fn cut(&self, user: &UserIdentity, peer: SocketAddr, host: HostId, error: &Public) {
+        self.metrics.refused(error);
+        tracing::warn!(user = %user.user, %peer, %host, %error, "cut a session that its host did not end");
+        let event = self.event(EventKind::AccessDenied).with("user", user.user.as_str()).with("server_id", host.to_string());
+        self.put(failure(event.with("proto", "ssh").with("running", true), Some(peer), error));
     }
 
     /// Somebody came whose certificate is not good enough for this door.

@@ -25,6 +25,8 @@ use types::{
 
 /// Sessions at once over one connection, when no role says otherwise; as OpenSSH's `MaxSessions`.
 pub const DEFAULT_MAX_SESSIONS: u32 = 10;
+/// How the field calls a condition in a role. None is evaluated here.
+const CONDITION: &str = "where";
 
 /// What is known of the user's document at the moment of the decision.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +61,10 @@ pub enum Effect {
     GrantsNothing,
     /// Holders are refused everything here.
     RefusesAll,
+    /// A part of `deny` bites without its condition: more is denied than was meant.
+    DeniesMore,
+    /// It names what nobody can be or have: it does nothing.
+    NoEffect,
     /// Only worth knowing.
     Ignored,
 }
@@ -67,6 +73,8 @@ impl std::fmt::Display for Effect {
         f.write_str(match self {
             Self::GrantsNothing => "it grants nothing here",
             Self::RefusesAll => "its holders are refused here",
+            Self::DeniesMore => "it denies without that",
+            Self::NoEffect => "it has no effect",
             Self::Ignored => "it is ignored here",
         })
     }
@@ -102,6 +110,8 @@ pub struct RoleSet {
     roles: Vec<Effective>,
     /// Of roles that the user has but the certificate does not.
     denials: Vec<Deny>,
+    /// What the templates were filled with, for allow.
+    traits: Traits,
     problems: Vec<Problem>,
 }
 
@@ -136,7 +146,7 @@ impl RoleSet {
         deny: &Traits,
         roles: impl Fn(&ResourceName) -> Option<Document>,
     ) -> Self {
-        let mut set = Self::default();
+        let mut set = Self { traits: allow.clone(), ..Self::default() };
         for name in names {
             set.add(name, roles(name), allow, deny);
         }
@@ -152,10 +162,14 @@ impl RoleSet {
             Ok(role) => {
                 let spec = role.spec;
                 let unknown = spec.extra.keys().chain(spec.options.extra.keys()).chain(spec.allow.extra.keys());
-                for field in unknown.cloned().collect::<Vec<_>>() {
-                    self.problem(name, format!("unknown field \"{field}\""), Effect::Ignored);
+                let unknown: Vec<_> = unknown.cloned().collect();
+                let conditional = unknown.iter().any(|field| field == CONDITION);
+                for field in unknown {
+                    let effect = if field == CONDITION { Effect::GrantsNothing } else { Effect::Ignored };
+                    self.problem(name, format!("unknown field \"{field}\""), effect);
                 }
-                let allow = self.read_allow(name, &spec.allow, allow_traits);
+                // What holds under a condition that is not evaluated here would hold always.
+                let allow = if conditional { Allow::default() } else { self.read_allow(name, &spec.allow, allow_traits) };
                 let deny = self.read_deny(name, &spec.deny, deny_traits);
                 self.roles.push(Effective { name: name.clone(), options: spec.options, allow, deny });
             }
@@ -185,6 +199,7 @@ impl RoleSet {
         for text in &side.logins {
             match selector::expand(text, traits) {
                 Ok(_) if text.contains('*') => self.problem(role, "a login may not contain \"*\"".into(), Effect::GrantsNothing),
+                Ok(_) if selector::login_text(text).is_err() => self.no_login(role, text, Effect::GrantsNothing),
                 // Trait values that are no logins are dropped without noise: they come from outside by the hundred.
                 Ok(all) => allow.logins.extend(all.iter().filter_map(|expanded| Login::new(&expanded.text).ok())),
                 Err(error) => self.problem(role, error.to_string(), Effect::GrantsNothing),
@@ -207,6 +222,9 @@ impl RoleSet {
     fn read_deny(&mut self, role: &ResourceName, side: &Conditions, traits: &Traits) -> Deny {
         // A deny rule with an unknown condition denies without it.
         let mut deny = Deny { rules: side.rules.clone(), ..Deny::default() };
+        for field in side.rules.iter().flat_map(|rule| rule.extra.keys().take(1)) {
+            self.problem(role, format!("a rule in deny with the unknown field \"{field}\""), Effect::DeniesMore);
+        }
         for field in side.extra.keys() {
             self.problem(role, format!("unknown field \"{field}\" in deny"), Effect::RefusesAll);
             deny.everything = true;
@@ -214,6 +232,7 @@ impl RoleSet {
         for text in &side.logins {
             match selector::expand(text, traits) {
                 Ok(_) if text == "*" => deny.every_login = true,
+                Ok(_) if selector::login_text(text).is_err() => self.no_login(role, text, Effect::NoEffect),
                 Ok(all) => deny.logins.extend(all.iter().filter_map(|expanded| Login::new(&expanded.text).ok())),
                 Err(error) => {
                     self.problem(role, error.to_string(), Effect::RefusesAll);
@@ -231,6 +250,12 @@ impl RoleSet {
         deny
     }
 
+    fn no_login(&mut self, role: &ResourceName, text: &str, effect: Effect) {
+        if let Err(error) = selector::login_text(text) {
+            self.problem(role, error.to_string(), effect);
+        }
+    }
+
     fn problem(&mut self, role: &ResourceName, why: String, effect: Effect) {
         self.problems.push(Problem { role: role.clone(), why, effect });
     }
@@ -238,6 +263,11 @@ impl RoleSet {
     /// What in these roles could not be judged; for logs and administrators.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// The traits in force.
+    pub fn traits(&self) -> &Traits {
+        &self.traits
     }
 
     /// The names of the roles in force.
@@ -415,9 +445,21 @@ pub fn in_force(cluster: &ClusterName, identity: &UserIdentity, peer: Option<IpA
     if identity.expires <= now {
         return Err(Denied::Expired { who: identity.user.to_string(), at: identity.expires });
     }
+    known_restrictions(identity)?;
     match identity.restrictions.source_ip {
         Some(bound) if peer.map(|peer| peer.to_canonical()) != Some(bound.to_canonical()) => Err(Denied::Address { peer, bound }),
         Some(_) | None => Ok(()),
+    }
+}
+
+/// A restriction that this release does not know cannot be kept to, so its certificate opens nothing (attack table, row 34).
+pub(crate) fn known_restrictions(identity: &UserIdentity) -> Result<(), Denied> {
+    match identity.restrictions.extra.keys().next() {
+        None => Ok(()),
+        Some(field) => {
+            let field: String = field.chars().take(40).flat_map(char::escape_default).collect();
+            Err(Denied::Restricted(format!("\"{field}\" is not known to this release")))
+        }
     }
 }
 

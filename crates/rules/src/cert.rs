@@ -132,6 +132,7 @@ pub fn accept_user(facts: &CertFacts, trust: &Trust, peer: Option<IpAddr>, now: 
     let Identity::User(user) = identity else { return Err(Refused::Disagrees("a user certificate for a host").into()) };
     user_agrees(facts, user)?;
     in_cluster(&user.cluster, trust)?;
+    crate::access::known_restrictions(user)?;
     Ok(Permit::grant(Enter { identity: identity.clone() }))
 }
 

@@ -3,13 +3,17 @@
 //! Users get what the `rules` of their roles say, plus a few things that every holder of a role needs (his own user
 //! document, the hosts he can reach, his own recordings, the public authorities). Members of the cluster get one table,
 //! [`host_reach`], matched without a wildcard arm and printed by a snapshot test. The local administrator gets everything.
+//! Who writes users without being allowed to write roles gives nobody more than he has ([`decide_grant`]).
 //! Nobody but the services writes what only services know (`node`, `member`, authorities); Caller: `auth`'s API.
 
 use crate::{
     access::RoleSet,
     permit::{Denied, Permit, Read, Write},
 };
-use types::{Document, HostIdentity, ResourceName, SystemRole, UserIdentity, UserName, kind::Recording};
+use types::{
+    Document, HostIdentity, ResourceName, SystemRole, UserIdentity, UserName,
+    kind::{Recording, User},
+};
 
 /// What may be done to documents. Watching needs `list` and `read`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -67,13 +71,15 @@ pub enum Kind {
     Member,
     Recording,
     Event,
+    /// The whole state in one file: made, never listed.
+    Backup,
     /// A kind of another release: data.
     Other(String),
 }
 
 impl Kind {
     /// Every known kind, for the table.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Role,
         Self::User,
         Self::Token,
@@ -85,6 +91,7 @@ impl Kind {
         Self::Member,
         Self::Recording,
         Self::Event,
+        Self::Backup,
     ];
     pub fn new(kind: &str) -> Self {
         match Self::ALL.into_iter().find(|known| known.as_str() == kind) {
@@ -105,6 +112,7 @@ impl Kind {
             Self::Member => "member",
             Self::Recording => "recording",
             Self::Event => "event",
+            Self::Backup => "backup",
             Self::Other(text) => text,
         }
     }
@@ -114,6 +122,7 @@ impl Kind {
             Self::Role | Self::User | Self::Token | Self::Lock => true,
             // Singletons exist from the cluster's birth.
             Self::AuthPreference => !matches!(verb, Verb::Create | Verb::Delete),
+            Self::Backup => verb == Verb::Create,
             // Taking a dead host out of the list is an administrator's work; making one up is not.
             Self::Node | Self::Member => !matches!(verb, Verb::Create | Verb::Update),
             Self::CertAuthority | Self::ClusterInfo | Self::Recording | Self::Event | Self::Other(_) => !verb.writes(),
@@ -144,6 +153,8 @@ pub enum Scope {
     All,
     /// The one with this name.
     Named(ResourceName),
+    /// Members in this role, and the one with this name.
+    InRole(SystemRole, ResourceName),
     /// Hosts that these roles can see.
     Reachable(Box<RoleSet>),
     /// Recordings of this user's sessions.
@@ -157,6 +168,7 @@ impl Permit<Read> {
             && match &self.scope {
                 Scope::All => true,
                 Scope::Named(name) => document.metadata.name == *name,
+                Scope::InRole(role, own) => document.metadata.name == *own || has_role(document, role),
                 Scope::Reachable(roles) => roles.can_see_node(&document.metadata.labels),
                 Scope::SessionsOf(_) => false,
             }
@@ -168,7 +180,7 @@ impl Permit<Read> {
             && match &self.scope {
                 Scope::All => true,
                 Scope::SessionsOf(user) => recording.user == user.as_str(),
-                Scope::Named(_) | Scope::Reachable(_) => false,
+                Scope::Named(_) | Scope::InRole(..) | Scope::Reachable(_) => false,
             }
     }
 }
@@ -183,6 +195,7 @@ pub fn decide_read(caller: Caller<'_>, kind: &str, verb: Verb) -> Result<Permit<
             Caller::User { identity, roles } => user_scope(identity, roles, &known, verb),
             Caller::Host(host) => match reach(host, &known, verb) {
                 Reach::All => Some(Scope::All),
+                Reach::Peers => Some(Scope::InRole(SystemRole::Proxy, (&host.id).into())),
                 Reach::Own => Some(Scope::Named((&host.id).into())),
                 Reach::None => None,
             },
@@ -210,9 +223,15 @@ fn user_scope(identity: &UserIdentity, roles: &RoleSet, kind: &Kind, verb: Verb)
         Kind::Recording if !bound => Some(Scope::SessionsOf(identity.user.clone())),
         // Public keys and the cluster's name: what `tsh` needs to trust hosts.
         Kind::CertAuthority | Kind::ClusterInfo => Some(Scope::All),
-        Kind::Role | Kind::Token | Kind::Lock | Kind::AuthPreference | Kind::Member | Kind::Event | Kind::Recording | Kind::Other(_) => {
-            None
-        }
+        Kind::Role
+        | Kind::Token
+        | Kind::Lock
+        | Kind::AuthPreference
+        | Kind::Member
+        | Kind::Event
+        | Kind::Recording
+        | Kind::Backup
+        | Kind::Other(_) => None,
     }
 }
 
@@ -228,7 +247,7 @@ pub fn decide_write(caller: Caller<'_>, kind: &str, verb: Verb, name: &ResourceN
             }
             Caller::Host(host) => match reach(host, &known, verb) {
                 Reach::All => true,
-                Reach::Own => *name == ResourceName::from(&host.id),
+                Reach::Peers | Reach::Own => *name == ResourceName::from(&host.id),
                 Reach::None => false,
             },
         };
@@ -237,6 +256,58 @@ pub fn decide_write(caller: Caller<'_>, kind: &str, verb: Verb, name: &ResourceN
     } else {
         Err(denied(caller, verb, kind, Some(name)))
     }
+}
+
+/// May the caller leave a user with these roles and traits? Both are rights: traits fill the templates of roles.
+///
+/// Whoever may create and update roles can give himself anything, and so may give others anything. All others give only what
+/// they hold, and do not touch their own document: they could drop a role that denies. `before` is what the user has now.
+pub fn decide_grant(caller: Caller<'_>, name: &ResourceName, before: Option<&User>, after: &User) -> Result<(), Denied> {
+    let Caller::User { identity, roles } = caller else { return Ok(()) };
+    if writes_roles(roles) {
+        return Ok(());
+    }
+    let refused = |what: String| Err(Denied::NotAllowed { who: identity.user.to_string(), what });
+    if before.is_some() && name.as_str() == identity.user.as_str() {
+        return refused("change your own user document".into());
+    }
+    let had = |role: &ResourceName| before.is_some_and(|user| user.roles.contains(role));
+    if let Some(role) = after.roles.iter().find(|role| !had(role) && !roles.names().any(|held| held == *role)) {
+        return refused(format!("give the role \"{role}\", which you do not hold"));
+    }
+    for (name, values) in &after.traits {
+        let had = before.and_then(|user| user.traits.get(name));
+        let held = roles.traits().get(name);
+        let knows = |side: Option<&Vec<String>>, value: &String| side.is_some_and(|values| values.contains(value));
+        if let Some(value) = values.iter().find(|value| !knows(had, value) && !knows(held, value)) {
+            let shown = |text: &str| text.chars().take(60).flat_map(char::escape_default).collect::<String>();
+            return refused(format!("give \"{}\" as trait \"{}\", which you do not have", shown(value), shown(name)));
+        }
+    }
+    Ok(())
+}
+
+/// May the caller give somebody a new password for this user? Only of a user who has no more than himself.
+pub fn decide_invite(caller: Caller<'_>, name: &ResourceName, user: &User) -> Result<(), Denied> {
+    match caller {
+        // For himself it gives nothing that he has not.
+        Caller::User { identity, .. } if name.as_str() == identity.user.as_str() => Ok(()),
+        Caller::User { .. } | Caller::Host(_) => decide_grant(caller, name, None, user),
+    }
+}
+
+/// May the caller change this role? Who may only update roles does not change one that he holds.
+pub fn decide_role(caller: Caller<'_>, name: &ResourceName) -> Result<(), Denied> {
+    match caller {
+        Caller::User { identity, roles } if !writes_roles(roles) && identity.roles.contains(name) => {
+            Err(Denied::NotAllowed { who: identity.user.to_string(), what: format!("change the role \"{name}\", which you hold") })
+        }
+        Caller::User { .. } | Caller::Host(_) => Ok(()),
+    }
+}
+
+fn writes_roles(roles: &RoleSet) -> bool {
+    ["create", "update"].iter().all(|verb| roles.allows_verb("role", verb))
 }
 
 fn denied(caller: Caller<'_>, verb: Verb, kind: &str, name: Option<&ResourceName>) -> Denied {
@@ -253,7 +324,14 @@ fn denied(caller: Caller<'_>, verb: Verb, kind: &str, name: Option<&ResourceName
 pub enum Reach {
     None,
     Own,
+    /// Own, and what Proxies say of themselves: where they are reached.
+    Peers,
     All,
+}
+
+fn has_role(document: &Document, role: &SystemRole) -> bool {
+    let roles = document.spec.get("roles").and_then(|roles| roles.as_array());
+    roles.is_some_and(|roles| roles.iter().any(|one| one.as_str() == Some(role.as_str())))
 }
 
 fn reach(host: &HostIdentity, kind: &Kind, verb: Verb) -> Reach {
@@ -270,16 +348,19 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
             }
             Kind::Node | Kind::Event | Kind::Recording | Kind::Other(_) => (Reach::All, Reach::None),
             Kind::Member => (Reach::All, Reach::Own),
+            // Every key of the cluster is in it: no service asks another for one.
+            Kind::Backup => (Reach::None, Reach::None),
         },
         SystemRole::Proxy => match kind {
             Kind::Role | Kind::User | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo | Kind::AuthPreference => {
                 (Reach::All, Reach::None)
             }
             Kind::Node => (Reach::All, Reach::None),
-            Kind::Member => (Reach::Own, Reach::Own),
+            // It tells its hosts of the other Proxies; of the hosts' own processes it learns nothing here.
+            Kind::Member => (Reach::Peers, Reach::Own),
             // It reports refusals at its doors; it never learns what others reported.
             Kind::Event => (Reach::None, Reach::Own),
-            Kind::Token | Kind::Recording | Kind::Other(_) => (Reach::None, Reach::None),
+            Kind::Token | Kind::Recording | Kind::Backup | Kind::Other(_) => (Reach::None, Reach::None),
         },
         SystemRole::Node | SystemRole::Db => match kind {
             Kind::Role | Kind::User | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo | Kind::AuthPreference => {
@@ -288,7 +369,7 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
             // Hosts do not learn of each other.
             Kind::Node | Kind::Member => (Reach::Own, Reach::Own),
             Kind::Event | Kind::Recording => (Reach::None, Reach::Own),
-            Kind::Token | Kind::Other(_) => (Reach::None, Reach::None),
+            Kind::Token | Kind::Backup | Kind::Other(_) => (Reach::None, Reach::None),
         },
         // A role of another release grants nothing.
         SystemRole::Other(_) => (Reach::None, Reach::None),
@@ -298,7 +379,7 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
         Verb::Create | Verb::Update => write,
         // What a member reported stays reported.
         Verb::Delete => match kind {
-            Kind::Event | Kind::Recording => Reach::None,
+            Kind::Event | Kind::Recording | Kind::Backup => Reach::None,
             Kind::Role | Kind::User | Kind::Token | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo => write,
             Kind::AuthPreference | Kind::Node | Kind::Member | Kind::Other(_) => write,
         },
@@ -317,6 +398,7 @@ pub fn table() -> String {
             let cells = Verb::ALL.map(|verb| match host_reach(role, &kind, verb) {
                 Reach::None => format!("{:<8}", "-"),
                 Reach::Own => format!("{:<8}", "own"),
+                Reach::Peers => format!("{:<8}", "peers"),
                 Reach::All => format!("{:<8}", "all"),
             });
             lines.push(format!("{:<24}{:<8}{}", kind.as_str(), role.as_str(), cells.concat()).trim_end().to_owned());

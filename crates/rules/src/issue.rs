@@ -108,6 +108,7 @@ pub fn reissue(
     if identity.expires <= now {
         return Err(Denied::Expired { who: identity.user.to_string(), at: identity.expires });
     }
+    crate::access::known_restrictions(identity)?;
     lock::check(locks, &lock::Subject { identity, login: None, host: identity.restrictions.host }, now)?;
     let old = &identity.restrictions;
     if old.no_reissue {
@@ -148,7 +149,7 @@ pub fn reissue(
                 no_reissue: wanted.no_reissue,
                 host: old.host.or(wanted.host),
                 second_factor: old.second_factor && !wanted.drop_second_factor,
-                // A restriction of a newer release stays as it is.
+                // Empty: what is not known here was refused.
                 extra: old.extra.clone(),
             },
             extra: identity.extra.clone(),

@@ -2,7 +2,8 @@
 //!
 //! `auth::login` computes the hashes and codes and asks here. Rules: every attempt computes one password hash, for unknown
 //! and locked users over a dummy, so that time tells nothing; failures are counted by name, known or not, so that lock-out
-//! tells nothing; a one-time code works once. State proven for one user is flushed by the first word about another (attack
+//! tells nothing, and by name and source, so that a stranger locks out himself and not the user ([`Tally`]); a one-time
+//! code works once. State proven for one user is flushed by the first word about another (attack
 //! table, row 6). The only product is a [`LoggedIn`] permit, without which `issue::login` cannot be called.
 
 use crate::permit::{Denied, LoggedIn, Permit};
@@ -10,16 +11,24 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use types::{Extra, Time, UserName, kind::SecondFactor};
 
-/// Failures that lock an account.
+/// Failures from one source that lock an account for that source.
 pub const MAX_FAILURES: u32 = 5;
 /// Failures are forgotten when the first of them is so old.
 pub const WINDOW: Duration = Duration::from_secs(30 * 60);
 /// How long a locked account stays locked; trying meanwhile does not prolong it.
 pub const LOCKED_FOR: Duration = Duration::from_secs(20 * 60);
+/// Failures from all sources together after which each more locks the account for everybody, a minute first and each time
+/// twice as long, up to [`LOCKED_FOR`].
+pub const MAX_FAILURES_IN_ALL: u32 = 100;
+/// For how long those are counted.
+pub const WINDOW_IN_ALL: Duration = Duration::from_secs(24 * 3600);
+const FIRST_DELAY: Duration = Duration::from_secs(60);
+/// A source from which the user logged in so lately is his: what others do from elsewhere does not lock it.
+pub const FAMILIAR: Duration = Duration::from_secs(30 * 86_400);
 /// Length of a one-time code's step (RFC 6238).
 pub const OTP_STEP: u64 = 30;
 
-/// Failed logins of one name, kept whether or not there is such a user; may be forgotten after [`Attempts::stale_at`].
+/// Failed logins of one name, from one source or from all, kept whether or not there is such a user; may be forgotten after [`Attempts::stale_at`].
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Attempts {
     pub failures: u32,
@@ -37,7 +46,7 @@ impl Attempts {
         self.locked_until.filter(|until| *until > now)
     }
 
-    /// After one more failure. A failure while locked changes nothing.
+    /// After one more failure from this source. A failure while locked changes nothing.
     #[must_use]
     pub fn failed(self, now: Time) -> Self {
         if self.locked(now).is_some() {
@@ -46,6 +55,21 @@ impl Attempts {
         let recent = self.locked_until.is_none() && self.first.is_some_and(|first| now.since(first) < WINDOW);
         let (failures, first) = if recent { (self.failures.saturating_add(1), self.first) } else { (1, Some(now)) };
         let locked_until = (failures >= MAX_FAILURES).then(|| now.plus(LOCKED_FOR));
+        Self { failures, first, locked_until, extra: self.extra }
+    }
+
+    /// After one more failure from anywhere. A failure while locked changes nothing.
+    #[must_use]
+    fn failed_anywhere(self, now: Time) -> Self {
+        if self.locked(now).is_some() {
+            return self;
+        }
+        let recent = self.first.is_some_and(|first| now.since(first) < WINDOW_IN_ALL);
+        let (failures, first) = if recent { (self.failures.saturating_add(1), self.first) } else { (1, Some(now)) };
+        let locked_until = failures.checked_sub(MAX_FAILURES_IN_ALL).map(|beyond| {
+            let delay = FIRST_DELAY.saturating_mul(1 << beyond.min(10));
+            now.plus(delay.min(LOCKED_FOR))
+        });
         Self { failures, first, locked_until, extra: self.extra }
     }
 
@@ -58,6 +82,46 @@ impl Attempts {
     /// When the document may be removed from the store.
     pub fn stale_at(&self, now: Time) -> Time {
         now.plus(WINDOW).max(self.locked_until.unwrap_or(now))
+    }
+}
+
+/// The failed logins that count for one attempt.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tally {
+    /// From this source.
+    pub here: Attempts,
+    /// From everywhere.
+    pub all: Attempts,
+    /// The user logged in from this source within [`FAMILIAR`].
+    pub familiar: bool,
+}
+
+impl Tally {
+    /// The end of the lock in force for this attempt.
+    pub fn locked(&self, now: Time) -> Option<Time> {
+        let all = self.all.locked(now).filter(|_| !self.familiar);
+        self.here.locked(now).max(all)
+    }
+
+    /// After one more failure. A failure while locked changes nothing: neither lock is prolonged by trying.
+    #[must_use]
+    pub fn failed(self, now: Time) -> Self {
+        if self.locked(now).is_some() {
+            return self;
+        }
+        Self { here: self.here.failed(now), all: self.all.failed_anywhere(now), familiar: self.familiar }
+    }
+
+    /// After a success: what others did from elsewhere stays counted.
+    #[must_use]
+    pub fn succeeded(self) -> Self {
+        Self { here: self.here.reset(), ..self }
+    }
+
+    /// When the count of everywhere may be removed from the store.
+    pub fn all_stale_at(&self, now: Time) -> Time {
+        // A few failures of each of a million names that somebody made up are not kept for a day.
+        now.plus(if self.all.failures > MAX_FAILURES { WINDOW_IN_ALL } else { WINDOW })
     }
 }
 
@@ -88,7 +152,7 @@ pub enum Hash {
 }
 
 /// The hash to compute before judging.
-pub fn hash_for(account: &Account, attempts: &Attempts, now: Time) -> Hash {
+pub fn hash_for(account: &Account, attempts: &Tally, now: Time) -> Hash {
     if account.exists && account.has_password && attempts.locked(now).is_none() { Hash::Account } else { Hash::Dummy }
 }
 
@@ -139,7 +203,7 @@ impl Conversation {
     /// Concludes the login of `user`; evidence about others is not looked at.
     ///
     /// Returns the decision and the attempts to store: before answering, and on success together with the code's step.
-    pub fn conclude(self, user: &UserName, account: &Account, policy: SecondFactor, attempts: Attempts, now: Time) -> Outcome {
+    pub fn conclude(self, user: &UserName, account: &Account, policy: SecondFactor, attempts: Tally, now: Time) -> Outcome {
         if let Some(until) = attempts.locked(now) {
             return Outcome { decision: Err(Denied::LoginLocked { user: user.to_string(), until }), attempts, locked_now: false };
         }
@@ -150,7 +214,7 @@ impl Conversation {
         match judge(proven, account, policy) {
             Ok(otp_step) => {
                 let permit = Permit::grant(LoggedIn { user: user.clone(), second_factor: otp_step.is_some(), otp_step });
-                Outcome { decision: Ok(permit), attempts: attempts.reset(), locked_now: false }
+                Outcome { decision: Ok(permit), attempts: attempts.succeeded(), locked_now: false }
             }
             Err(why) => {
                 let attempts = attempts.failed(now);
@@ -166,7 +230,7 @@ impl Conversation {
 pub struct Outcome {
     pub decision: Result<Permit<LoggedIn>, Denied>,
     /// To be stored under the name, whether or not the user exists.
-    pub attempts: Attempts,
+    pub attempts: Tally,
     /// This failure locked the account: for the audit log.
     pub locked_now: bool,
 }

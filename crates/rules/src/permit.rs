@@ -210,9 +210,8 @@ impl Denied {
                 Public::new(Code::InviteInvalid, "the invitation is unknown, used or expired").hint("ask an administrator for a new one")
             }
             Self::LoginFailed { .. } => Public::new(Code::LoginFailed, "wrong user name, password or one-time code"),
-            Self::LoginLocked { .. } => {
-                Public::new(Code::LoginLocked, "too many failed logins; the account is locked for a while").hint("try again in 20 minutes")
-            }
+            Self::LoginLocked { .. } => Public::new(Code::LoginLocked, "too many failed logins; the account is locked for a while")
+                .hint("try again in 20 minutes, or from where you logged in lately"),
         }
     }
 }

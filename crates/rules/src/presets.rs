@@ -23,16 +23,17 @@ fn access() -> Option<Resource<Role>> {
     preset("access", "log in to every host with your own logins", Role { allow, ..Role::default() })
 }
 
-/// Change the cluster: users, roles, tokens, locks, preferences.
+/// Change the cluster: users, roles, tokens, locks, preferences. Who writes roles can become anybody, so a backup gives him nothing new.
 fn editor() -> Option<Resource<Role>> {
     let rules = vec![
         rule(&["user", "role", "token", "lock", "cluster_auth_preference"], &["list", "read", "create", "update", "delete"]),
         rule(&["member", "node"], &["list", "read", "delete"]),
         rule(&["cert_authority", "cluster_name"], &["list", "read"]),
+        rule(&["backup"], &["create"]),
     ];
     preset(
         "editor",
-        "change users, roles, tokens, locks and preferences",
+        "change users, roles, tokens, locks and preferences; make backups",
         Role { allow: Conditions { rules, ..Conditions::default() }, ..Role::default() },
     )
 }

@@ -7,7 +7,7 @@
 
 use regex::{Regex, RegexBuilder};
 use std::collections::BTreeMap;
-use types::{Labels, identity::Traits, role::OneOrMany};
+use types::{Labels, Login, identity::Traits, role::OneOrMany};
 
 /// Longest pattern or template, in bytes.
 pub const MAX_PATTERN: usize = 1024;
@@ -23,6 +23,8 @@ pub enum BadText {
     Pattern(String),
     #[error("label key \"*\" takes only the value \"*\"")]
     Star,
+    #[error("\"{0}\" is not a login: letters, digits and . _ @ + - are, beginning with a letter, a digit or _; 64 at most")]
+    Login(String),
     #[error("a text is longer than {MAX_PATTERN} bytes")]
     TooLong,
 }
@@ -60,6 +62,20 @@ pub fn expand(text: &str, traits: &Traits) -> Result<Vec<Expanded>, BadText> {
         .filter(|value| !value.is_empty())
         .map(|value| Expanded { text: format!("{prefix}{value}{suffix}"), from_trait: true })
         .collect())
+}
+
+/// Checks a login in a role as it stands: a login, or a template whose text around the trait may stand in one. What the
+/// traits make of it is checked again when they are filled in.
+pub fn login_text(text: &str) -> Result<(), BadText> {
+    let bad = || BadText::Login(shown(text));
+    match (text.split_once("{{"), text.split_once("}}")) {
+        (None, None) => Login::new(text).map(|_| ()).map_err(|_| bad()),
+        (Some((prefix, _)), Some((_, suffix))) => {
+            // With a value between them that can stand anywhere in a login.
+            Login::new(format!("{prefix}a{suffix}")).map(|_| ()).map_err(|_| bad())
+        }
+        _ => Err(bad()),
+    }
 }
 
 fn shown(text: &str) -> String {

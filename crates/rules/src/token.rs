@@ -7,6 +7,23 @@ use crate::permit::{Denied, Join, Permit};
 use std::collections::BTreeSet;
 use types::{Resource, SystemRole, Time, kind::Token};
 
+/// The fewest characters of a token that a person chose; one made by the Auth Service has 128 random bits.
+pub const MIN_CHOSEN: usize = 16;
+/// The most.
+pub const MAX_CHOSEN: usize = 256;
+
+/// Why a chosen text is no token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a chosen token has {MIN_CHOSEN} to {MAX_CHOSEN} printable characters, and not always the same few")]
+pub struct BadToken;
+
+/// Whether a person's choice may be a token: strangers may try some, so it is long, and no single key held down.
+pub fn check_chosen(secret: &str) -> Result<(), BadToken> {
+    let fits = (MIN_CHOSEN..=MAX_CHOSEN).contains(&secret.len()) && secret.chars().all(|c| c.is_ascii_graphic());
+    let varied = secret.chars().collect::<BTreeSet<_>>().len() >= 4;
+    if fits && varied { Ok(()) } else { Err(BadToken) }
+}
+
 /// May a process join with this token in these roles?
 pub fn decide_join(token: Option<&Resource<Token>>, wanted: &BTreeSet<SystemRole>, now: Time) -> Result<Permit<Join>, Denied> {
     let why = |why| Err(Denied::Token { why });
@@ -72,6 +89,18 @@ mod tests {
         check(Some(&careless), &[Admin], false);
         check(Some(&careless), &[Auth], false);
         check(Some(&careless), &[Other("x".into())], false);
+    }
+
+    #[test]
+    fn a_chosen_token_is_long_and_varied() {
+        let check = |text: &str, want: bool| assert_eq!(check_chosen(text).is_ok(), want, "{text}");
+        check("", false);
+        check("fifteen-chars-x", false);
+        check("sixteen-chars-xy", true);
+        check("aaaaaaaaaaaaaaaaaaaaaaaa", false);
+        check("sixteen chars xy", false);
+        check(&"abcdefgh".repeat(32), true);
+        check(&"abcdefgh".repeat(33), false);
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Metadata {
     }
 }
 
-/// Why bytes are not a document of the asked kind. `path` says where: `spec.options.max_session_ttl`.
+/// Why bytes are not a document of the asked kind. Faults begin with where they are: `spec.options.max_session_ttl: …`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadDocument {
     #[error("the document is {0} bytes long; the limit is {MAX_DOCUMENT}")]
@@ -81,7 +81,10 @@ impl Document {
         if bytes.len() > MAX_DOCUMENT {
             return Err(BadDocument::TooLarge(bytes.len()));
         }
-        serde_json::from_slice(bytes).map_err(|error| BadDocument::Malformed(error.to_string()))
+        let mut reader = serde_json::Deserializer::from_slice(bytes);
+        let document = serde_path_to_error::deserialize(&mut reader).map_err(|error| BadDocument::Malformed(placed("", &error)))?;
+        reader.end().map_err(|error| BadDocument::Malformed(error.to_string()))?;
+        Ok(document)
     }
 
     /// The bytes stored and sent. Key order is the order read, so that nothing is rewritten by passing through.
@@ -94,6 +97,19 @@ impl Document {
     pub fn reference(&self) -> String {
         format!("{}/{}", self.kind, self.metadata.name)
     }
+}
+
+/// What is wrong, behind the path to where it is.
+fn placed(root: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    let path = error.path().to_string();
+    let place = match (root, path.as_str()) {
+        ("", ".") => return error.inner().to_string(),
+        ("", path) => path.to_owned(),
+        (root, ".") => root.to_owned(),
+        (root, path) if path.starts_with('[') => format!("{root}{path}"),
+        (root, path) => format!("{root}.{path}"),
+    };
+    format!("{place}: {}", error.inner())
 }
 
 /// A typed view of one kind of document.
@@ -131,8 +147,11 @@ impl<S: Spec> Resource<S> {
         if document.version != S::VERSION {
             return Err(BadDocument::UnknownVersion { kind: S::KIND, name, found: document.version, known: S::VERSION });
         }
-        let spec =
-            serde_json::from_value(document.spec).map_err(|error| BadDocument::Spec { kind: S::KIND, name, why: error.to_string() })?;
+        let spec = serde_path_to_error::deserialize(document.spec).map_err(|error| BadDocument::Spec {
+            kind: S::KIND,
+            name,
+            why: placed("spec", &error),
+        })?;
         Ok(Self { metadata: document.metadata, spec, extra: document.extra })
     }
 
@@ -144,5 +163,35 @@ impl<S: Spec> Resource<S> {
             spec: serde_json::to_value(&self.spec).unwrap_or(Value::Null),
             extra: self.extra.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::role::Role;
+    use serde_json::json;
+
+    #[test]
+    fn a_fault_begins_with_where_it_is() {
+        let check = |spec: Value, want: &str| {
+            let document = Document {
+                kind: "role".into(),
+                version: "v1".into(),
+                metadata: Metadata::named(ResourceName::new("x").unwrap()),
+                spec,
+                extra: Extra::new(),
+            };
+            let got = Resource::<Role>::from_document(document).unwrap_err().to_string();
+            assert!(got.starts_with(want), "{got}");
+        };
+        check(json!({"options": {"max_session_ttl": "soon"}}), "role/x: spec.options.max_session_ttl: ");
+        check(json!({"allow": {"logins": ["a", 5]}}), "role/x: spec.allow.logins[1]: ");
+        check(json!({"deny": {"node_labels": {"env": [true]}}}), "role/x: spec.deny.node_labels.env: ");
+        check(json!(5), "role/x: spec: ");
+        let bytes = |json: Value| Document::from_json(json.to_string().as_bytes()).unwrap_err().to_string();
+        let got = bytes(json!({"kind": "role", "version": "v1", "metadata": {"name": "x", "labels": {"a": 1}}}));
+        assert!(got.starts_with("not a document: metadata.labels.a: "), "{got}");
+        assert!(Document::from_json(br#"{"kind":"a","version":"v1","metadata":{"name":"x"}} trailing"#).is_err());
     }
 }

@@ -50,6 +50,9 @@ events! {
     VersionRefused = "version.refused", "LV001W": "a connection was refused because of its version",
     VersionSkipped = "version.check_skipped", "LV002W": "a process runs with --skip-version-check",
     AuthStart = "auth.start", "LA001I": "an Auth Service began to serve",
+    BackupCreate = "backup.create", "LB001I": "a backup of the cluster's state was begun",
+    BackupFailed = "backup.create", "LB001E": "a backup broke off",
+    BackupRestore = "backup.restore", "LB002I": "the cluster goes on from a backup that was restored",
 }
 
 /// One event. On disk and on the wire: one JSON object with these names.

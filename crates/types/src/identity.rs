@@ -131,6 +131,22 @@ pub struct HostIdentity {
     pub extra: Extra,
 }
 
+/// The field of a host's identity with its certificate's generation. In `extra`: older releases carry it unread.
+const GENERATION: &str = "generation";
+
+impl HostIdentity {
+    /// Which of the host's certificates this is: each renewal has a higher number. 0 when it says none.
+    pub fn generation(&self) -> u64 {
+        self.extra.get(GENERATION).and_then(serde_json::Value::as_u64).unwrap_or(0)
+    }
+    /// The same host, as the next certificate names it.
+    #[must_use]
+    pub fn with_generation(mut self, generation: u64) -> Self {
+        self.extra.insert(GENERATION.to_owned(), generation.into());
+        self
+    }
+}
+
 /// The holder of a certificate that this cluster's CA signed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]

@@ -86,6 +86,19 @@ pub struct Member {
 }
 kind!(Member = "member");
 
+impl Member {
+    /// In `extra`, of a Proxy: what clients call it, `host:port`.
+    pub const PROXY_PUBLIC_ADDR: &str = "proxy_public_addr";
+    /// In `extra`, of a Proxy: where agents reach it alone, when its public address leads to several.
+    pub const PROXY_TUNNEL_ADDR: &str = "proxy_tunnel_addr";
+
+    /// Where agents reach this Proxy, best first; empty for what is none.
+    pub fn proxy_addrs(&self) -> Vec<String> {
+        let known = [Self::PROXY_TUNNEL_ADDR, Self::PROXY_PUBLIC_ADDR].into_iter().filter_map(|key| self.extra.get(key)?.as_str());
+        known.map(str::to_owned).collect()
+    }
+}
+
 /// The public half of a certificate authority; the document's name is its type, `user` or `host`.
 ///
 /// An unknown `algorithm` or CA type is data: skipped by whoever looks for keys it can use, never an error.

@@ -123,7 +123,7 @@ impl From<&ClusterName> for ResourceName {
 }
 
 macro_rules! id {
-    ($(#[$doc:meta])* $type:ident) => {
+    ($(#[$doc:meta])* $type:ident, $what:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(transparent)]
@@ -137,7 +137,7 @@ macro_rules! id {
         impl std::str::FromStr for $type {
             type Err = BadName;
             fn from_str(text: &str) -> Result<Self, BadName> {
-                let bad = |why: &str| BadName { what: stringify!($type), text: text.chars().take(40).flat_map(char::escape_default).collect(), why: why.into() };
+                let bad = |why: &str| BadName { what: $what, text: text.chars().take(40).flat_map(char::escape_default).collect(), why: why.into() };
                 if text.len() != 36 { return Err(bad("it is not a UUID of 36 characters")); }
                 uuid::Uuid::try_parse(text).map(Self).map_err(|_| bad("it is not a UUID"))
             }
@@ -152,16 +152,16 @@ macro_rules! id {
 }
 id!(
     /// A member's identity for life: made at its first start, kept in its data directory.
-    HostId);
+    HostId, "host id");
 id!(
     /// One recorded session (version 7: sorts by time).
-    SessionId);
+    SessionId, "session id");
 id!(
     /// One run of a process: made anew at every start, so that a restart can be told from a hiccup.
-    BootId);
+    BootId, "boot id");
 id!(
     /// A cluster's identity for life, beside its name.
-    ClusterId);
+    ClusterId, "cluster id");
 
 #[cfg(test)]
 mod tests {

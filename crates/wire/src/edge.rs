@@ -37,6 +37,7 @@ pub const EDGES: &[Edge] = &[
     edge("Sign", "tctl", "auth", ServerFirst),
     edge("CreateInvite", "tctl", "auth", ServerFirst),
     edge("CreateToken", "tctl", "auth", ServerFirst),
+    edge("CreateBackup", "tctl", "auth", ServerFirst),
     edge("Heartbeat", "proxy, agent", "auth", ServerFirst),
     edge("EmitEvents", "proxy, agent", "auth", ServerFirst),
     edge("SearchEvents", "tctl", "auth", ServerFirst),

@@ -15,4 +15,5 @@ pub mod identity;
 pub mod recording;
 pub mod route;
 pub mod sni;
+pub mod splice;
 pub mod tunnel;

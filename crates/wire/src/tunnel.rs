@@ -16,11 +16,18 @@ pub const PING_SECONDS: u64 = 15;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToAgent {
-    /// The agent is registered. `proxy_id` names this Proxy process.
+    /// The agent is registered. `proxy_id` names this Proxy, `peers` the others of the cluster.
     Welcome {
         proxy_id: HostId,
         #[serde(default)]
-        peers: Vec<String>,
+        peers: Vec<Peer>,
+        /// Where this Proxy alone is reached, when the address that the agent dialled may lead to several.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        addr: Option<String>,
+    },
+    /// The other Proxies of the cluster are now these.
+    Peers {
+        peers: Vec<Peer>,
     },
     /// Dial back with this ticket: a session waits. `client_addr` is for the audit log.
     Open {
@@ -43,6 +50,19 @@ pub enum ToAgent {
     #[serde(other)]
     Unknown,
 }
+
+/// A Proxy that an agent may hold a tunnel to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    pub id: HostId,
+    /// `host:port`, best first.
+    pub addrs: Vec<String>,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// In [`ToProxy::Register`]: the id of the Proxy that the agent means. Another that answers at that address refuses.
+pub const WANTED: &str = "wanted";
 
 /// From the agent to the Proxy on the control connection.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -116,6 +136,12 @@ mod tests {
         let check = |got: Vec<u8>, want: &str| assert_eq!(String::from_utf8(got).unwrap(), want);
         check(encode(&ToAgent::Ping { seq: 7 }), r#"{"type":"ping","seq":7}"#);
         check(encode(&ToAgent::Open { ticket: "t".into(), client_addr: "a".into() }), r#"{"type":"open","ticket":"t","client_addr":"a"}"#);
+        let id = HostId::from_uuid(uuid::Uuid::from_u128(7));
+        let peer = Peer { id, addrs: vec!["b:3080".into()], extra: Extra::new() };
+        let named = r#"{"id":"00000000-0000-0000-0000-000000000007","addrs":["b:3080"]}"#;
+        let welcome = format!(r#"{{"type":"welcome","proxy_id":"{id}","peers":[{named}]}}"#);
+        check(encode(&ToAgent::Welcome { proxy_id: id, peers: vec![peer.clone()], addr: None }), &welcome);
+        check(encode(&ToAgent::Peers { peers: vec![peer] }), &format!(r#"{{"type":"peers","peers":[{named}]}}"#));
         check(encode(&ToProxy::Pong { seq: 7 }), r#"{"type":"pong","seq":7}"#);
         check(encode(&DataHello::Spare), r#"{"type":"spare"}"#);
         check(encode(&DataHello::Ticket { ticket: "t".into() }), r#"{"type":"ticket","ticket":"t"}"#);

@@ -9,8 +9,10 @@ use crate::{
         names::{HostNames, check_node_name},
     },
     core::{Call, Core, Fault, Who, malformed},
+    hosts::{self, Occasion},
     login::asked_ttl,
     metrics::count,
+    password::fingerprint_of,
 };
 use rules::{
     Denied, Permit, RoleSet,
@@ -18,23 +20,41 @@ use rules::{
     issue::{LoginRequest, Narrower},
     permit::{Issue, SessionOptions},
 };
-use std::time::Duration;
-use types::{EventKind, HostIdentity, Identity, Labels, SystemRole, UserName};
+use std::{net::IpAddr, time::Duration};
+use types::{Code, EventKind, HostIdentity, Identity, Labels, SystemRole, UserName};
 use wire::api as pb;
 
-/// Signs for a member and puts the answer together. Returns the serial number too.
-pub(crate) fn host_credentials(
+/// What a member asks to be certified.
+pub(crate) struct Wanted<'a> {
+    pub(crate) names: &'a [String],
+    pub(crate) ssh: &'a str,
+    pub(crate) tls: &'a [u8],
+    /// Where it asks from, if that address is its own.
+    pub(crate) from: Option<IpAddr>,
+}
+
+impl Wanted<'_> {
+    /// Names the TLS key in the books.
+    pub(crate) fn fingerprint(&self) -> String {
+        fingerprint_of(self.tls)
+    }
+}
+
+/// Enters a member's next certificate in the books, signs it and puts the answer together. Returns the serial number too.
+pub(crate) async fn host_credentials(
     core: &Core,
     identity: &HostIdentity,
-    names: &[String],
-    ssh: &str,
-    tls: &[u8],
+    wanted: &Wanted<'_>,
+    occasion: Occasion,
     labels: Labels,
 ) -> Result<(pb::HostCredentials, String), Fault> {
     check_node_name(&identity.name)?;
-    let names = HostNames::read(names.iter().map(String::as_str))?;
-    let keys = Keys::both(ssh, tls)?;
-    let issued = core.authorities.issue_host(identity, &names, &keys, HOST_LIFE, core.now())?;
+    let names = HostNames::read(wanted.names.iter().map(String::as_str))?;
+    let keys = Keys::both(wanted.ssh, wanted.tls)?;
+    let now = core.now();
+    let request = hosts::Request { key: &wanted.fingerprint(), occasion, from: wanted.from, expires: now.plus(HOST_LIFE) };
+    let entry = hosts::enter(core, identity, &names, &request).await?;
+    let issued = core.authorities.issue_host(&entry.identity, &entry.names, &keys, HOST_LIFE, now)?;
     count(&core.metrics.certificates);
     let reply = pb::HostCredentials {
         ssh_certificate: issued.ssh,
@@ -80,7 +100,7 @@ fn reply(core: &Core, issued: Issued, user: &str) -> pb::UserCredentials {
     }
 }
 
-/// A member renews its own certificates: same identity, fresh life.
+/// A member renews its own certificates: same identity, fresh life, the next generation.
 pub(crate) async fn renew_host(call: Call, ask: pb::RenewHostRequest) -> Result<pb::HostCredentials, Fault> {
     let host = match &call.who {
         // The administrator's certificate is renewed by its file alone: over the network it would never end.
@@ -91,7 +111,16 @@ pub(crate) async fn renew_host(call: Call, ask: pb::RenewHostRequest) -> Result<
         Who::Nobody => return Err(call.caller().err().unwrap_or_else(|| Fault::Internal("nobody was somebody".into()))),
     };
     let identity = rules::issue::renew_host(host, host)?;
-    let (reply, serial) = host_credentials(&call.core, &identity, &ask.names, &ask.ssh_public_key, &ask.tls_public_key, Labels::new())?;
+    let wanted = Wanted { names: &ask.names, ssh: &ask.ssh_public_key, tls: &ask.tls_public_key, from: call.own_address() };
+    let occasion = Occasion::Renewal(host.generation());
+    let done = host_credentials(&call.core, &identity, &wanted, occasion, Labels::new()).await;
+    if let Err(fault @ Fault::Public(public)) = &done
+        && !public.is(Code::AccessLocked)
+    {
+        let event = call.event(EventKind::CertRefused).with("cert_type", "host").with("error", fault.to_string());
+        call.core.record_refusal(&format!("renewal {} {fault}", host.id), event).await;
+    }
+    let (reply, serial) = done?;
     let event = call.event(EventKind::CertCreate).with("cert_type", "host").with("serial", serial);
     call.core.audit.record(event).await?;
     Ok(reply)

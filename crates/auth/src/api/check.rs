@@ -4,7 +4,11 @@
 //! everything an hour later. Kinds of other releases cannot be checked, so they cannot be made here.
 
 use crate::core::{Call, Fault, malformed};
-use rules::{RoleSet, access::Effect};
+use rules::{
+    RoleSet,
+    access::Effect,
+    documents::{decide_grant, decide_role},
+};
 use types::{
     Code, Document, Metadata, Public, Resource, ResourceName, UserName,
     document::Spec,
@@ -71,7 +75,10 @@ fn metadata(call: &Call, metadata: &Metadata) -> Result<(), Fault> {
 /// Known kinds must be readable as what they say they are.
 fn content(call: &Call, document: &Document) -> Result<(), Fault> {
     match document.kind.as_str() {
-        Role::KIND => role(document),
+        Role::KIND => {
+            decide_role(call.caller()?, &document.metadata.name)?;
+            role(document)
+        }
         User::KIND => user(call, document),
         Token::KIND => readable::<Token>(document).map(|_| ()),
         Lock::KIND => lock(document),
@@ -100,6 +107,8 @@ fn role(document: &Document) -> Result<(), Fault> {
 fn user(call: &Call, document: &Document) -> Result<(), Fault> {
     let user = readable::<User>(document)?;
     UserName::new(user.name())?;
+    let before = call.core.mirror.user(user.name());
+    decide_grant(call.caller()?, user.name(), before.as_ref().map(|user| &user.spec), &user.spec)?;
     if user.spec.roles.is_empty() {
         return Err(malformed(format!("user/{}: a user needs at least one role", user.name())));
     }

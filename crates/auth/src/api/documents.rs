@@ -8,7 +8,7 @@ use super::check;
 use crate::{
     birth::{DYNAMIC, ORIGIN},
     core::{Call, Fault, malformed},
-    invites,
+    hosts, invites,
     presence::settle,
 };
 use rules::{
@@ -19,7 +19,7 @@ use store::documents::WriteError;
 use types::{
     Document, EventKind, Labels, Metadata, ResourceName, UserName,
     document::{Revision, Spec},
-    kind::{AuthPreference, User},
+    kind::{AuthPreference, Member, Node, User},
 };
 use wire::api as pb;
 
@@ -118,7 +118,15 @@ pub(crate) async fn delete(call: Call, ask: pb::DeleteRequest) -> Result<pb::Emp
     let permit = decide_write(call.caller()?, &ask.kind, Verb::Delete, &name)?;
     check::deleted_document(&ask.kind)?;
     let revision = (!ask.revision.is_empty()).then(|| Revision(ask.revision.clone()));
-    call.core.documents.delete(&ask.kind, &name, revision.as_ref()).await?;
+    let deleted = call.core.documents.delete(&ask.kind, &name, revision.as_ref()).await;
+    match deleted {
+        // A host that fell silent has no document any more, but still its id and its names.
+        Err(WriteError::NotFound(_)) if of_a_host(&call, &ask.kind, &name).await? => {}
+        Err(error) => return Err(error.into()),
+        Ok(_) => {
+            of_a_host(&call, &ask.kind, &name).await?;
+        }
+    }
     if ask.kind == User::KIND
         && let Ok(user) = UserName::new(&name)
     {
@@ -129,6 +137,14 @@ pub(crate) async fn delete(call: Call, ask: pb::DeleteRequest) -> Result<pb::Emp
     }
     record(&call, EventKind::ResourceDelete, &permit.kind, &permit.name).await?;
     Ok(pb::Empty {})
+}
+
+/// Strikes a host off the books with its document. Says whether it was there.
+async fn of_a_host(call: &Call, kind: &str, name: &ResourceName) -> Result<bool, Fault> {
+    match name.as_str().parse() {
+        Ok(id) if kind == Member::KIND || kind == Node::KIND => hosts::remove(&call.core, id).await,
+        Ok(_) | Err(_) => Ok(false),
+    }
 }
 
 fn user_of(document: &Document) -> Option<UserName> {

@@ -6,6 +6,7 @@
 use crate::{
     audit::Query,
     core::{Call, Fault, malformed},
+    presence::ADDRESS,
 };
 use rules::{
     Verb,
@@ -68,7 +69,10 @@ fn only_ours(kind: EventKind) -> bool {
         | EventKind::ResourceCreate
         | EventKind::ResourceUpdate
         | EventKind::ResourceDelete
-        | EventKind::AuthStart => true,
+        | EventKind::AuthStart
+        | EventKind::BackupCreate
+        | EventKind::BackupFailed
+        | EventKind::BackupRestore => true,
         EventKind::SessionStart
         | EventKind::SessionEnd
         | EventKind::SessionRejected
@@ -88,7 +92,7 @@ fn may_read(call: &Call) -> Result<(), Fault> {
     let permit = decide_read(call.caller()?, "event", Verb::List)?;
     match permit.scope {
         Scope::All => Ok(()),
-        Scope::Named(_) | Scope::Reachable(_) | Scope::SessionsOf(_) => {
+        Scope::Named(_) | Scope::InRole(..) | Scope::Reachable(_) | Scope::SessionsOf(_) => {
             Err(rules::Denied::NotAllowed { who: call.name(), what: "read the audit log".into() }.into())
         }
     }
@@ -126,5 +130,23 @@ pub(crate) async fn verify(call: Call, _ask: pb::Empty) -> Result<pb::VerifyAudi
         events: verdict.events,
         head: verdict.head,
         fault: verdict.fault.unwrap_or_default(),
+        note: [verdict.note, others(&call)].into_iter().filter(|note| !note.is_empty()).collect::<Vec<_>>().join("; "),
     })
+}
+
+/// Which other Auth Services have logs of their own; empty when there are none.
+fn others(call: &Call) -> String {
+    let core = &call.core;
+    let others = core.mirror.members().into_iter().filter(|member| member.spec.roles.contains(&SystemRole::Auth));
+    let others: Vec<String> = others
+        .filter(|member| *member.name() != ResourceName::from(&core.host_id))
+        .map(|member| match member.spec.extra.get(ADDRESS).and_then(|address| address.as_str()) {
+            Some(address) => format!("{} ({address})", member.spec.hostname),
+            None => member.spec.hostname.clone(),
+        })
+        .collect();
+    if others.is_empty() {
+        return String::new();
+    }
+    format!("this is the log of {}; other Auth Services keep their own: {}", core.node_name, others.join(", "))
 }

@@ -2,9 +2,10 @@
 //!
 //! A handler is an `async fn(Call, Message) -> Result<Reply, Fault>` that decides with `rules` before it acts. It runs in
 //! its own task: a client that hangs up does not stop it between a write and its audit event. Handlers by subject:
-//! [`documents`], [`watch`], [`certs`], [`events`], [`recordings`]; logins, invitations, tokens and heartbeats are flows
+//! [`documents`], [`watch`], [`certs`], [`events`], [`recordings`], `backup`; logins, invitations, tokens and heartbeats are flows
 //! of their own at the crate's root.
 
+pub(crate) mod backup;
 pub(crate) mod certs;
 mod check;
 mod documents;
@@ -107,6 +108,7 @@ type Answer<T> = Result<Response<T>, Status>;
 impl auth_server::Auth for Service {
     type WatchStream = watch::Stream;
     type ReadRecordingStream = recordings::ReadStream;
+    type CreateBackupStream = backup::Stream;
 
     async fn ping(&self, request: Request<pb::PingRequest>) -> Answer<pb::PingReply> {
         self.answer("Ping", request, DEADLINE, ping).await
@@ -155,6 +157,9 @@ impl auth_server::Auth for Service {
     }
     async fn create_token(&self, request: Request<pb::CreateTokenRequest>) -> Answer<pb::CreateTokenReply> {
         self.answer("CreateToken", request, DEADLINE, tokens::create).await
+    }
+    async fn create_backup(&self, request: Request<pb::CreateBackupRequest>) -> Answer<Self::CreateBackupStream> {
+        self.answer("CreateBackup", request, DEADLINE, backup::create).await
     }
     async fn heartbeat(&self, request: Request<pb::HeartbeatRequest>) -> Answer<pb::HeartbeatReply> {
         self.answer("Heartbeat", request, DEADLINE, presence::heartbeat).await

@@ -122,9 +122,10 @@ impl Watcher {
 
     /// Says what is confirmed and sends what exists, unless the watch resumes.
     async fn begin(&mut self, from: u64) -> Result<Watch, End> {
+        self.caught_up(from).await?;
         let confirmed: Vec<String> = self.permits.keys().cloned().collect();
         // Whoever sees a kind in part may have lost sight of something meanwhile: he begins anew.
-        let whole = self.permits.values().all(|permit| matches!(permit.scope, Scope::All | Scope::Named(_)));
+        let whole = self.permits.values().all(|permit| matches!(permit.scope, Scope::All | Scope::Named(_) | Scope::InRole(..)));
         if from > 0
             && whole
             && let Ok(watch) = self.open(from).await
@@ -154,6 +155,22 @@ impl Watcher {
         }
         self.send(Sent::Synced(pb::WatchSynced {}), revision).await?;
         Ok(watch)
+    }
+
+    /// Another Auth Service may have shown the watcher more than this one knows yet: nobody is told the past again as if it
+    /// were the present, or a lock would be gone for a moment. A store that is itself older was restored: that is the present.
+    async fn caught_up(&self, from: u64) -> Result<(), End> {
+        let mirror = &self.call.core.mirror;
+        mirror.reached(from).await;
+        if mirror.view("", None, 0, 0, |_| false).revision >= from {
+            return Ok(());
+        }
+        match self.call.core.documents.store().revision().await {
+            Ok(stored) if stored < from => Ok(()),
+            Ok(_) | Err(_) => {
+                Err(Public::new(Code::Unavailable, "this Auth Service is behind the store").hint("another one may not be").into())
+            }
+        }
     }
 
     async fn open(&self, from: u64) -> Result<Watch, WatchError> {
@@ -203,6 +220,9 @@ impl Watcher {
             Some(Scope::All) => true,
             // After a resume it is not known what was shown before; only this one name can be.
             Some(Scope::Named(own)) => own.as_str() == name,
+            // Few are shown of many that change each minute: only what was shown is taken back. What went while the watcher was
+            // away is known by its lease.
+            Some(Scope::InRole(..)) => self.shown.remove(&(kind.to_owned(), name.to_owned())),
             Some(Scope::Reachable(_) | Scope::SessionsOf(_)) => self.shown.remove(&(kind.to_owned(), name.to_owned())),
             None => false,
         };
@@ -228,6 +248,7 @@ impl Watcher {
                         (Scope::All, Scope::All) => true,
                         (Scope::Named(new), Scope::Named(old)) => new == old,
                         (Scope::SessionsOf(new), Scope::SessionsOf(old)) => new == old,
+                        (Scope::InRole(new, own), Scope::InRole(old, was)) => (new, own) == (old, was),
                         // Which hosts the roles reach may have changed with them.
                         (Scope::Reachable(_), Scope::Reachable(_)) | (_, _) => false,
                     })

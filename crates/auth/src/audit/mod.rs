@@ -12,7 +12,13 @@ mod writer;
 pub(crate) use search::{Found, Query, Verdict};
 
 use crate::metrics::{Metrics, count};
-use net::{backoff::Backoff, clock::SharedClock, shutdown::Shutdown, task::Group};
+use net::{
+    backoff::Backoff,
+    clock::SharedClock,
+    health::{Board, Health},
+    shutdown::Shutdown,
+    task::Group,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     io,
@@ -21,7 +27,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
-use types::{Event, EventKind, name::ClusterId};
+use types::{Event, EventKind, Time, name::ClusterId};
 use writer::Writer;
 
 /// Calls that may wait for the writer.
@@ -37,6 +43,45 @@ pub(crate) struct Head {
     pub(crate) events: u64,
     #[serde(with = "hash_text")]
     pub(crate) hash: [u8; 32],
+}
+
+impl Head {
+    /// As it stands in a backup.
+    pub(crate) fn hash_text(&self) -> String {
+        file::hex(&self.hash)
+    }
+}
+
+/// Where this log begins when the cluster goes on from a backup: behind the events that an earlier log holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Origin {
+    #[serde(flatten)]
+    head: Head,
+    /// When the backup was restored.
+    restored: Time,
+}
+
+impl Origin {
+    /// Behind the last event that the backup knew of; `None` if the position is not one.
+    pub(crate) fn behind(position: &backup::AuditPosition, restored: Time) -> Option<Self> {
+        let hash = data_encoding::HEXLOWER.decode(position.hash.as_bytes()).ok()?.try_into().ok()?;
+        Some(Self { head: Head { events: position.index.checked_add(1)?, hash }, restored })
+    }
+    pub(crate) fn head(&self) -> &Head {
+        &self.head
+    }
+    fn note(&self) -> String {
+        let last = self.head.events.saturating_sub(1);
+        format!("it continues an earlier log behind event {last}, hash {}: restored from a backup {}", self.head.hash_text(), self.restored)
+    }
+}
+
+/// What the store knows of the log.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Known {
+    /// Its end, some seconds ago.
+    pub(crate) anchor: Option<Head>,
+    pub(crate) origin: Option<Origin>,
 }
 
 mod hash_text {
@@ -76,8 +121,8 @@ pub(crate) struct Audit {
     head: watch::Receiver<Head>,
     dir: Arc<PathBuf>,
     cluster: ClusterId,
-    /// What the store knew of the log's end when this process began.
-    anchor: Arc<Option<Head>>,
+    /// What the store knew of the log when this process began.
+    known: Arc<Known>,
     clock: SharedClock,
 }
 
@@ -86,16 +131,18 @@ impl Audit {
     pub(crate) async fn open(
         dir: &Path,
         cluster: ClusterId,
-        anchor: Option<Head>,
+        known: Known,
         clock: SharedClock,
         group: &Group,
         metrics: Arc<Metrics>,
+        health: Board,
     ) -> Result<Self, AuditError> {
-        let at = dir.to_owned();
-        let writer = tokio::task::spawn_blocking(move || Writer::open(&at, &cluster)).await.map_err(|_| AuditError::Closed)??;
+        let (at, origin) = (dir.to_owned(), known.origin.clone());
+        let writer =
+            tokio::task::spawn_blocking(move || Writer::open(&at, &cluster, origin.as_ref())).await.map_err(|_| AuditError::Closed)??;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (tell, head) = watch::channel(writer.head());
-        if let Some(anchor) = &anchor
+        if let Some(anchor) = &known.anchor
             && anchor.events > writer.head().events
         {
             tracing::error!(
@@ -107,8 +154,8 @@ impl Audit {
         let hands = clock.clone();
         let closing = Shutdown::new();
         let closed = closing.clone();
-        group.spawn("audit", async move { write(writer, queue, tell, hands, metrics, closed).await });
-        Ok(Self { jobs, closing, head, dir: Arc::new(dir.to_owned()), cluster, anchor: Arc::new(anchor), clock })
+        group.spawn("audit", async move { write(writer, queue, Telling { head: tell, metrics, health }, hands, closed).await });
+        Ok(Self { jobs, closing, head, dir: Arc::new(dir.to_owned()), cluster, known: Arc::new(known), clock })
     }
 
     /// Takes nothing more; what was handed over is still written.
@@ -145,7 +192,7 @@ impl Audit {
 
     /// Whether the anchor may be moved to the present head: not when what it saw is missing, which is evidence.
     pub(crate) fn anchor_holds(&self) -> bool {
-        self.anchor.as_ref().as_ref().is_none_or(|anchor| anchor.events <= self.head().events)
+        self.known.anchor.as_ref().is_none_or(|anchor| anchor.events <= self.head().events)
     }
 
     pub(crate) async fn search(&self, query: Query) -> Result<Found, AuditError> {
@@ -154,21 +201,25 @@ impl Audit {
     }
 
     pub(crate) async fn verify(&self) -> Result<Verdict, AuditError> {
-        let (dir, head, cluster, anchor) = (self.dir.clone(), self.head(), self.cluster, self.anchor.clone());
-        let work = move || search::verify(&dir, &cluster, &head, anchor.as_ref().as_ref());
+        let (dir, head, cluster, known) = (self.dir.clone(), self.head(), self.cluster, self.known.clone());
+        let work = move || search::verify(&dir, &cluster, &head, &known);
         Ok(tokio::task::spawn_blocking(work).await.map_err(|_| AuditError::Closed)??)
     }
 }
 
-/// Owns the writer: takes what waits, writes it with one fsync, answers.
-async fn write(
-    mut writer: Writer,
-    mut queue: mpsc::Receiver<Job>,
-    tell: watch::Sender<Head>,
-    clock: SharedClock,
+/// Its row on the health board.
+const COMPONENT: &str = "audit";
+
+/// Whom the writer tells how it goes.
+struct Telling {
+    head: watch::Sender<Head>,
     metrics: Arc<Metrics>,
-    closing: Shutdown,
-) {
+    health: Board,
+}
+
+/// Owns the writer: takes what waits, writes it with one fsync, answers.
+async fn write(mut writer: Writer, mut queue: mpsc::Receiver<Job>, telling: Telling, clock: SharedClock, closing: Shutdown) {
+    telling.health.set(COMPONENT, Health::Ready);
     let mut jobs = Vec::new();
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2), 0);
     loop {
@@ -187,24 +238,28 @@ async fn write(
                 (writer, result)
             };
             let Ok((back, result)) = tokio::task::spawn_blocking(work).await else {
+                telling.health.set(COMPONENT, Health::Degraded("the audit writer broke; restart the Auth Service".into()));
                 tracing::error!("the audit writer broke; nothing more can be recorded");
                 return;
             };
             writer = back;
             match result {
                 Ok(written) => {
-                    metrics.audit_events.fetch_add(written, Ordering::Relaxed);
+                    telling.metrics.audit_events.fetch_add(written, Ordering::Relaxed);
+                    telling.health.set(COMPONENT, Health::Ready);
                     backoff.reset();
                     break;
                 }
                 Err(error) => {
-                    count(&metrics.audit_write_errors);
+                    count(&telling.metrics.audit_write_errors);
+                    // What cannot be recorded is not done, so this service serves nobody now.
+                    telling.health.set(COMPONENT, Health::Degraded(format!("the audit log cannot be written: {error}")));
                     tracing::error!(%error, waiting = events.len(), "could not write the audit log; trying again");
                     tokio::time::sleep(backoff.next()).await;
                 }
             }
         }
-        tell.send_replace(writer.head());
+        telling.head.send_replace(writer.head());
         for job in jobs.drain(..) {
             // A caller that gave up has its event in the log all the same.
             let _ = job.done.send(());

@@ -4,7 +4,7 @@
 //! hands out a page token, so that one question cannot keep a thread for ever. Verification names the first broken record.
 
 use super::{
-    Head,
+    Head, Known,
     file::{self, Backwards, MAX_LINE},
 };
 use std::{
@@ -148,14 +148,21 @@ pub(crate) struct Verdict {
     pub(crate) head: String,
     /// The first thing that is wrong.
     pub(crate) fault: Option<String>,
+    /// What is no fault and should be known; empty when there is nothing.
+    pub(crate) note: String,
 }
 
-/// Reads the whole log and checks every link, up to `head`, and that what `anchor` saw is still there.
-pub(super) fn verify(dir: &Path, cluster: &ClusterId, head: &Head, anchor: Option<&Head>) -> io::Result<Verdict> {
-    let (mut index, mut hash) = (0u64, file::genesis(cluster));
+/// Reads the whole log and checks every link, up to `head`, and that what the anchor saw is still there. A log that begins at its
+/// origin and not at its birth is whole; who cuts its first files off cannot make it begin there.
+pub(super) fn verify(dir: &Path, cluster: &ClusterId, head: &Head, known: &Known) -> io::Result<Verdict> {
+    let anchor = known.anchor.as_ref();
+    let parts = file::parts(dir)?;
+    let begins = |first: Option<u64>| known.origin.as_ref().filter(|origin| first.is_none_or(|first| first == origin.head.events));
+    let origin = begins(parts.first().map(|part| part.first));
+    let (mut index, mut hash) = origin.map_or_else(|| (0, file::genesis(cluster)), |origin| (origin.head.events, origin.head.hash));
     let mut fault = None;
-    let mut anchored = anchor.is_none_or(|anchor| anchor.events == 0);
-    'files: for part in file::parts(dir)? {
+    let mut anchored = anchor.is_none_or(|anchor| anchor.events == 0 || (anchor.events, anchor.hash) == (index, hash));
+    'files: for part in parts {
         let shown = part.path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         if part.first != index {
             fault = Some(format!("file {shown} begins with event {}, but event {index} is missing", part.first));
@@ -193,5 +200,6 @@ pub(super) fn verify(dir: &Path, cluster: &ClusterId, head: &Head, anchor: Optio
     if fault.is_none() && !anchored {
         fault = Some("events that were acknowledged are gone, or were replaced".into());
     }
-    Ok(Verdict { events: index, head: file::hex(&hash), fault })
+    let note = origin.map(super::Origin::note).unwrap_or_default();
+    Ok(Verdict { events: index, head: file::hex(&hash), fault, note })
 }

@@ -20,7 +20,8 @@ impl Log {
         Self { dir: tempfile::tempdir().unwrap(), clock: ManualClock::new(Time::from_unix(1_800_000_000)), group: Group::new("test") }
     }
     async fn open(&self, anchor: Option<Head>) -> Audit {
-        Audit::open(self.dir.path(), cluster(), anchor, self.clock.shared(), &self.group, Arc::default()).await.unwrap()
+        let known = Known { anchor, origin: None };
+        Audit::open(self.dir.path(), cluster(), known, self.clock.shared(), &self.group, Arc::default(), Board::default()).await.unwrap()
     }
     fn files(&self) -> Vec<PathBuf> {
         file::parts(self.dir.path()).unwrap().into_iter().map(|part| part.path).collect()

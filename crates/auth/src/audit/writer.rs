@@ -5,7 +5,7 @@
 //! start a torn last line (power cut) is removed: it was never acknowledged.
 
 use super::{
-    Head,
+    Head, Origin,
     file::{self, Hash, MAX_EVENT, Part},
 };
 use std::{
@@ -36,15 +36,16 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn open(dir: &Path, cluster: &ClusterId) -> io::Result<Self> {
+    /// A log that has no file yet begins at its origin, if it has one.
+    pub(super) fn open(dir: &Path, cluster: &ClusterId, origin: Option<&Origin>) -> io::Result<Self> {
         let mut writer = Self {
             dir: dir.to_owned(),
             file: None,
             path: PathBuf::new(),
             day: String::new(),
             len: 0,
-            next: 0,
-            hash: file::genesis(cluster),
+            next: origin.map_or(0, |origin| origin.head.events),
+            hash: origin.map_or_else(|| file::genesis(cluster), |origin| origin.head.hash),
             uids: HashSet::new(),
             order: VecDeque::new(),
         };

@@ -4,8 +4,9 @@
 //! (attack table, row 2): they are parsed names, or the placeholder that no host accepts. No leaf may sign; users'
 //! X.509 certificates are for clients only, hosts' for both, because a host serves and calls.
 //!
-//! Host certificates live a year and members renew at half-life (`client::host`). Not for ever, as in the field: a stolen
-//! host key then ends by itself; not shorter: a host that was switched off over a long holiday still comes back.
+//! Host certificates live a year and members renew at half-life (`client::host`); not shorter: a host that was switched off
+//! over a long holiday still comes back. A stolen host key could renew itself as the host does, so each renewal has a
+//! number, and renewing twice from one certificate locks the host ([`crate::hosts`]).
 
 use super::{Authorities, Authority, BACKDATE, names};
 use crate::ca::names::{HostName, HostNames};

@@ -194,11 +194,32 @@ impl Authorities {
         })
     }
 
+    /// What signs backups: the host authority's Ed25519 key.
+    pub(crate) fn backup_signer(&self) -> Result<backup::SeedSigner, CaError> {
+        let bad = |why: String| CaError::Load(CaKind::Host.as_str(), why);
+        let pair = self.host.ssh.key_data().ed25519().ok_or_else(|| bad("it is of another algorithm".into()))?;
+        let seed = Zeroizing::new(pair.private.to_bytes());
+        backup::SeedSigner::new(&seed).map_err(|error| bad(error.to_string()))
+    }
+
     /// `sha256:<hex>` of each host key, for `--ca-pin`.
     pub(crate) fn pins(&self) -> Vec<String> {
         // A pin is compared with the end of a TLS chain, and only the P-256 key signs those.
         self.host_public.keys.iter().filter(|key| key.active && key.algorithm == P256).map(|key| key.pin.clone()).collect()
     }
+}
+
+/// The pin of the X.509 key in an authority's private halves, as a backup holds them: whoever has the halves is the authority.
+pub(crate) fn pins_of_private(private: &[u8]) -> Result<Vec<String>, CaError> {
+    let bad = |why: &str| CaError::Load(CaKind::Host.as_str(), why.to_owned());
+    let halves: PrivateHalves = serde_json::from_slice(private).map_err(|_| bad("the private halves are not what this release writes"))?;
+    let mut pins = Vec::new();
+    for half in halves.keys.iter().filter(|half| half.algorithm == P256) {
+        let der = BASE64.decode(half.secret.as_bytes()).map(Zeroizing::new).map_err(|_| bad("a private half is not base64"))?;
+        let signer = P256Signer::from_pkcs8(&der).map_err(|why| bad(&why))?;
+        pins.push(wire::identity::pin_of_spki(&signer.subject_public_key_info()));
+    }
+    Ok(pins)
 }
 
 /// A P-256 key inside the crypto library, which wipes it when freed.

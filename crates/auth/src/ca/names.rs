@@ -3,10 +3,11 @@
 //! A name in a certificate is a right: whoever holds it is believed to be that name. So nobody gets a name inside
 //! `lockgate.internal` (those say "Auth Service of this cluster"), nor one that looks like another host's id, nor a
 //! wildcard. Names of the open world go to Proxies and Auth Services only: an SSH host with the Proxy's public name could
-//! stand in for the Proxy, and one with another host's name for that host.
+//! stand in for the Proxy. That no Proxy gets a host's name, nor a host a Proxy's, is seen to in [`crate::hosts`].
 
+use crate::hosts::is_public;
 use std::{collections::BTreeSet, net::IpAddr};
-use types::{HostId, HostIdentity, NodeName, SystemRole};
+use types::{HostId, HostIdentity, NodeName};
 
 /// The most extra names that one certificate carries.
 pub(crate) const MAX: usize = 20;
@@ -58,6 +59,9 @@ impl HostNames {
     }
     pub(crate) fn iter(&self) -> impl Iterator<Item = &HostName> {
         self.0.iter()
+    }
+    pub(crate) fn insert(&mut self, name: HostName) {
+        self.0.insert(name);
     }
 }
 
@@ -122,11 +126,6 @@ pub(crate) fn principals(host: &HostIdentity, extra: &HostNames) -> BTreeSet<Str
         names.extend(extra.iter().map(HostName::text));
     }
     names
-}
-
-/// Whether strangers reach it by names of the open world.
-fn is_public(host: &HostIdentity) -> bool {
-    host.roles.iter().any(|role| matches!(role, SystemRole::Proxy | SystemRole::Auth))
 }
 
 #[cfg(test)]

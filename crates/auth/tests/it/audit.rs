@@ -49,12 +49,12 @@ async fn attack_row_32_a_changed_log_is_noticed_through_the_api() {
     assert!(!broken.intact && broken.fault.contains("was changed"), "{}", broken.fault);
 }
 
-struct Film {
+pub(crate) struct Film {
     description: Vec<u8>,
-    bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
 }
 
-fn film(session: u128, host: u128, user: &str) -> Film {
+pub(crate) fn film(session: u128, host: u128, user: &str) -> Film {
     let recording = Recording {
         session: types::SessionId::from_uuid(uuid::Uuid::from_u128(session)),
         user: user.into(),
@@ -80,7 +80,7 @@ fn film(session: u128, host: u128, user: &str) -> Film {
     Film { description, bytes }
 }
 
-fn chunks(film: &Film, from: usize) -> Vec<pb::RecordingChunk> {
+pub(crate) fn chunks(film: &Film, from: usize) -> Vec<pb::RecordingChunk> {
     let mut all: Vec<pb::RecordingChunk> = film.bytes[from..]
         .chunks(100_000)
         .enumerate()
@@ -97,7 +97,7 @@ fn chunks(film: &Film, from: usize) -> Vec<pb::RecordingChunk> {
     all
 }
 
-async fn read(client: &mut Client, session: u128, offset: u64) -> Result<Vec<u8>, types::Public> {
+pub(crate) async fn read(client: &mut Client, session: u128, offset: u64) -> Result<Vec<u8>, types::Public> {
     let ask = pb::ReadRecordingRequest { session: uuid::Uuid::from_u128(session).to_string(), offset };
     let mut stream = client.read_recording(ask).await.map_err(|status| pb::from_status(&status))?.into_inner();
     let mut bytes = Vec::new();
@@ -111,7 +111,7 @@ async fn read(client: &mut Client, session: u128, offset: u64) -> Result<Vec<u8>
     panic!("no last chunk")
 }
 
-async fn sessions(client: &mut Client) -> Vec<String> {
+pub(crate) async fn sessions(client: &mut Client) -> Vec<String> {
     let reply = client.list_recordings(pb::ListRecordingsRequest::default()).await.unwrap().into_inner();
     reply.recordings.iter().map(|json| serde_json::from_slice::<Recording>(json).unwrap().user).collect()
 }
@@ -160,4 +160,49 @@ async fn a_host_uploads_only_what_happened_on_it() {
     let mut damaged = film(2, 11, "alice");
     damaged.bytes[5000] ^= 1;
     assert!(error(node.upload_recording(tokio_stream::iter(chunks(&damaged, 0))).await).is(Code::RecordingBroken));
+}
+
+#[tokio::test]
+async fn health_says_that_the_audit_log_cannot_be_written() {
+    use net::health::{Board, Health};
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let clock = net::clock::ManualClock::new(Time::from_unix(START));
+    let board = Board::default();
+    let world = auth::World { health: board.clone(), ..world(&clock, "8.1.0") };
+    let auth = std::sync::Arc::new(auth::build(config(dir.path()), world).await.unwrap());
+    let (tasks, stop) = (net::task::Group::new("test"), net::shutdown::Shutdown::new());
+    let (running, until) = (auth.clone(), stop.clone());
+    tasks.spawn("auth", async move { running.run(until).await });
+    let is = |want: fn(&Health) -> bool| {
+        let mut changes = board.changes();
+        async move {
+            let reached = changes.wait_for(|rows| rows.get("audit").is_some_and(want));
+            tokio::time::timeout(std::time::Duration::from_secs(20), reached).await.expect("the health changes").unwrap();
+        }
+    };
+    is(|health| *health == Health::Ready).await;
+    // A new day begins a new file, and its directory is away.
+    let (there, away) = (dir.path().join("auth/audit"), dir.path().join("auth/away"));
+    std::fs::rename(&there, &away).unwrap();
+    clock.advance(std::time::Duration::from_secs(2 * 86_400));
+    let keys = Keys::new();
+    let issued = auth.issue_local(host_id(5), "n".parse().unwrap(), [SystemRole::Node].into(), Vec::new(), keys.ssh_line(), keys.spki());
+    let identity = keys.identity(&issued.await.unwrap().tls_certificate);
+    let file = admin_file(dir.path());
+    let roots = |kind: &str| {
+        let of_kind = file.authorities.iter().find(|document| document.metadata.name.as_str() == kind).unwrap();
+        let authority: types::Resource<types::kind::CertAuthority> = types::Resource::from_document(of_kind.clone()).unwrap();
+        let keys = authority.spec.keys.iter();
+        keys.flat_map(|key| net::tls::identity::certificates_from_pem(key.tls.as_bytes()).unwrap()).collect::<Vec<_>>()
+    };
+    let trust = net::tls::Authorities::new(file.identity.cluster.clone(), &roots("user"), &roots("host")).unwrap();
+    let trust = net::swap::Swap::new(trust);
+    let cluster = Cluster { auth, dir, clock, trust, shutdown: stop, tasks };
+    let mut node = cluster.client(Some(&identity), "node");
+    // A refusal is recorded, or tried to.
+    let recording = tokio::spawn(async move { node.search_events(pb::SearchEventsRequest::default()).await });
+    is(|health| matches!(health, Health::Degraded(why) if why.contains("audit log"))).await;
+    std::fs::rename(&away, &there).unwrap();
+    is(|health| *health == Health::Ready).await;
+    recording.await.unwrap().unwrap_err();
 }

@@ -92,6 +92,29 @@ async fn mistakes_in_documents_are_refused_with_their_place() {
         refused(serde_json::json!({"kind": "lock", "version": "v1", "metadata": meta, "spec": {"target": {}}})).await,
         "the target names nothing",
     );
+    for login in ["a,root", "a root", "-x", "", "a\nb", "a/b", "{{internal.logins}},root", "-{{internal.logins}}"] {
+        for side in ["allow", "deny"] {
+            let spec = serde_json::json!({side: {"logins": [login]}});
+            check(refused(serde_json::json!({"kind": "role", "version": "v1", "metadata": meta, "spec": spec})).await, "is not a login");
+        }
+    }
+    for (spec, want) in [
+        (serde_json::json!({"options": {"max_session_ttl": "soon"}}), "role/x: spec.options.max_session_ttl: "),
+        (serde_json::json!({"allow": {"node_labels": {"env": 5}}}), "role/x: spec.allow.node_labels.env: "),
+        (serde_json::json!({"allow": {"rules": [{"resources": ["user"], "verbs": "read"}]}}), "role/x: spec.allow.rules[0].verbs: "),
+        (
+            serde_json::json!({"allow": {"rules": [{"resources": ["user"], "verbs": ["read"], "where": "x"}]}}),
+            "the unknown field \"where\"",
+        ),
+        (serde_json::json!({"deny": {"rules": [{"resources": ["user"], "verbs": ["read"], "where": "x"}]}}), "the unknown field \"where\""),
+        (serde_json::json!({"allow": {"logins": ["root"], "where": "x"}}), "unknown field \"where\""),
+        (serde_json::json!({"deny": {"logins": ["root"], "where": "x"}}), "unknown field \"where\""),
+        (serde_json::json!({"where": "x"}), "unknown field \"where\""),
+    ] {
+        check(refused(serde_json::json!({"kind": "role", "version": "v1", "metadata": meta, "spec": spec})).await, want);
+    }
+    let nameless = pb::WriteRequest { document: r#"{"kind":"role","version":"v1","metadata":{"name":"a b"}}"#.into() };
+    check(error(admin.clone().create(nameless).await).to_string(), "metadata.name: ");
     check(refused(serde_json::json!({"kind": "cluster_name", "version": "v1", "metadata": meta, "spec": {}})).await, "not written by hand");
     check(refused(serde_json::json!({"kind": "lock", "version": "v1", "metadata": {"name": "x", "expires": "2001-01-01T00:00:00Z"}, "spec": {"target": {"user": "a"}}})).await, "which is past");
     for kind in ["cluster_name", "cert_authority", "cluster_auth_preference"] {

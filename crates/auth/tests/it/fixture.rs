@@ -123,9 +123,14 @@ impl Cluster {
 
     /// A client that says `hello` and shows `identity`.
     pub(crate) fn client_saying(&self, identity: Option<&TlsIdentity>, hello: Hello) -> Client {
+        self.client_at(&self.auth.local_addr().to_string(), identity, hello)
+    }
+
+    /// The same, by another way to the Auth Service.
+    pub(crate) fn client_at(&self, addr: &str, identity: Option<&TlsIdentity>, hello: Hello) -> Client {
         let config = tls::client_config(identity, Trust::Cluster(self.trust.clone()), &[wire::alpn::AUTH], &self.clock.shared()).unwrap();
         let server = wire::sni::role_name(&SystemRole::Auth, self.auth.cluster());
-        let addr = self.auth.local_addr().to_string();
+        let addr = addr.to_owned();
         let channel = net::grpc::channel(move || {
             let (config, server, hello, addr) = (config.clone(), server.clone(), hello.clone(), addr.clone());
             async move {
@@ -135,6 +140,20 @@ impl Cluster {
             .boxed()
         });
         AuthClient::new(channel).max_decoding_message_size(pb::MAX_MESSAGE)
+    }
+
+    /// What a Proxy does with connections for the Auth Service; the address where it listens.
+    pub(crate) async fn splice(&self) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (addr, auth) = (listener.local_addr().unwrap().to_string(), self.auth.local_addr());
+        self.tasks.spawn("splice", async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut far = tokio::net::TcpStream::connect(auth).await.unwrap();
+                tokio::io::AsyncWriteExt::write_all(&mut far, &wire::splice::MARK).await.unwrap();
+                let _ended = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            }
+        });
+        addr
     }
 
     pub(crate) fn client(&self, identity: Option<&TlsIdentity>, role: &str) -> Client {

@@ -107,10 +107,10 @@ async fn attack_row_28_a_token_does_not_make_a_host_that_is_there_already_nor_a_
 #[tokio::test]
 async fn tokens_of_the_configuration_file_admit_their_roles() {
     let cluster =
-        Cluster::with(|config| config.static_tokens = vec![([SystemRole::Node].into(), types::Secret::new("static-secret"))]).await;
+        Cluster::with(|config| config.static_tokens = vec![([SystemRole::Node].into(), types::Secret::new("static-secret-0123"))]).await;
     let mut stranger = cluster.stranger();
-    stranger.join(ask("static-secret", 11, &["node"])).await.unwrap();
-    assert!(error(stranger.join(ask("static-secret", 12, &["proxy"])).await).is(Code::TokenInvalid));
+    stranger.join(ask("static-secret-0123", 11, &["node"])).await.unwrap();
+    assert!(error(stranger.join(ask("static-secret-0123", 12, &["proxy"])).await).is(Code::TokenInvalid));
     assert!(names(&mut cluster.admin(), "token").await.is_empty());
 }
 

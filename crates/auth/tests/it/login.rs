@@ -124,6 +124,33 @@ async fn five_failures_lock_the_account_for_twenty_minutes_whether_it_exists_or_
 }
 
 #[tokio::test]
+async fn a_stranger_locks_out_himself_and_not_the_user_wherever_he_comes_from() {
+    let cluster = Cluster::start().await;
+    cluster.user("alice", &["access"], &["app"]).await;
+    let from = |password: &'static str, addr: String| {
+        let mut request = login_request("alice", password, "", &Keys::new());
+        request.client_addr = addr;
+        let cluster = &cluster;
+        async move { cluster.proxy().await.login(request).await.map_err(|status| pb::from_status(&status)) }
+    };
+    from(PASSWORD, "192.0.2.7:1".into()).await.unwrap();
+    for number in 0..6 {
+        let refused = from("wrong password", format!("198.51.100.66:{number}")).await.unwrap_err();
+        assert!(refused.is(if number < 5 { Code::LoginFailed } else { Code::LoginLocked }), "{number}: {refused}");
+    }
+    from(PASSWORD, "192.0.2.8:1".into()).await.unwrap();
+    // A hundred failures from everywhere lock the account, but not where the user logged in before.
+    for number in 0..95 {
+        from("wrong password", format!("[2001:db8:{number:x}::1]:1")).await.unwrap_err();
+    }
+    assert!(from(PASSWORD, "203.0.113.5:1".into()).await.unwrap_err().is(Code::LoginLocked));
+    from(PASSWORD, "192.0.2.7:2".into()).await.unwrap();
+    from(PASSWORD, "192.0.2.8:2".into()).await.unwrap();
+    cluster.clock.advance(Duration::from_secs(61));
+    from(PASSWORD, "203.0.113.5:1".into()).await.unwrap();
+}
+
+#[tokio::test]
 async fn parallel_guesses_do_not_outrun_the_counter() {
     let cluster = Cluster::start().await;
     cluster.user("alice", &["access"], &["app"]).await;

@@ -5,11 +5,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
 
 mod audit;
+mod backup;
 mod birth;
 mod certs;
 mod documents;
 mod fixture;
+mod hosts;
 mod join;
 mod login;
 mod rights;
+mod several;
 mod watch;
+mod windows;

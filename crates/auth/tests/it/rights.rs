@@ -27,6 +27,7 @@ async fn call(rpc: &str, client: &mut Client) -> Result<(), Public> {
         "Sign" => client.sign(pb::SignRequest::default()).await.map(drop),
         "CreateInvite" => client.create_invite(pb::CreateInviteRequest { user: "zed".into(), ttl: 0 }).await.map(drop),
         "CreateToken" => client.create_token(pb::CreateTokenRequest::default()).await.map(drop),
+        "CreateBackup" => client.create_backup(pb::CreateBackupRequest::default()).await.map(drop),
         "Heartbeat" => client.heartbeat(pb::HeartbeatRequest::default()).await.map(drop),
         "EmitEvents" => client.emit_events(pb::EmitEventsRequest::default()).await.map(drop),
         "SearchEvents" => client.search_events(pb::SearchEventsRequest::default()).await.map(drop),
@@ -58,6 +59,7 @@ const TABLE: &[(&str, [char; 5])] = &[
     ("Sign", ['x', 'x', 'x', 'x', '+']),
     ("CreateInvite", ['x', 'x', 'x', 'x', '+']),
     ("CreateToken", ['x', 'x', 'x', 'x', '+']),
+    ("CreateBackup", ['x', 'x', 'x', 'x', '+']),
     ("Heartbeat", ['x', 'x', '+', '+', '+']),
     ("EmitEvents", ['x', 'x', '+', '+', 'x']),
     ("SearchEvents", ['x', 'x', 'x', 'x', '+']),
@@ -93,7 +95,7 @@ async fn attack_row_29_every_rpc_is_refused_to_whoever_has_no_right_to_it() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     // Refusals of known callers are in the audit log.
     let denied = events(&cluster, "access.denied").await;
-    assert!(denied.iter().any(|event| event.text("who") == "alice" && event.text("method") == "Sign"), "{denied:?}");
+    assert!(denied.iter().any(|event| event.text("user") == "alice" && event.text("method") == "Sign"), "{denied:?}");
 }
 
 #[tokio::test]
@@ -109,6 +111,48 @@ async fn attack_row_18_an_editor_cannot_make_an_authority_a_host_or_a_cluster_na
     for kind in ["internal", "ca", "account", "../internal/ca", "doc"] {
         assert!(get(&mut cluster.admin(), kind, "user").await.is_err(), "{kind}");
     }
+}
+
+#[tokio::test]
+async fn who_writes_users_but_no_roles_gives_nobody_more_than_he_has() {
+    let cluster = Cluster::start().await;
+    let mut admin = cluster.admin();
+    let desk = serde_json::json!({"allow": {"rules": [{"resources": ["user"], "verbs": ["list", "read", "create", "update", "delete"]}, {"resources": ["role"], "verbs": ["update", "read"]}]}});
+    create(&mut admin, &role_document("desk", desk)).await.unwrap();
+    let (mut helper, ..) = cluster.logged_in("helper", &["desk", "access"], &["app", "web"]).await;
+    cluster.user("eve", &["editor"], &[]).await;
+    let refused = |answer: Result<types::Document, Public>| {
+        let public = answer.unwrap_err();
+        assert!(public.is(Code::AccessDenied), "{public}");
+    };
+    create(&mut helper, &user_document("new", &["access"], &["app"])).await.unwrap();
+    refused(create(&mut helper, &user_document("sock", &["editor"], &[])).await);
+    refused(create(&mut helper, &user_document("sock", &["access"], &["root"])).await);
+    let changed = |user: &'static str, roles: serde_json::Value, logins: serde_json::Value| {
+        let mut admin = admin.clone();
+        async move {
+            let mut document = get(&mut admin, "user", user).await.unwrap();
+            document.spec["roles"] = roles;
+            document.spec["traits"]["logins"] = logins;
+            document
+        }
+    };
+    refused(update(&mut helper, &changed("new", serde_json::json!(["access", "editor"]), serde_json::json!(["app"])).await).await);
+    refused(update(&mut helper, &changed("new", serde_json::json!(["access"]), serde_json::json!(["app", "root"])).await).await);
+    update(&mut helper, &changed("new", serde_json::json!(["access", "desk"]), serde_json::json!(["app", "web"])).await).await.unwrap();
+    // What somebody has already he may keep, and nobody changes himself.
+    update(&mut helper, &changed("eve", serde_json::json!(["editor", "access"]), serde_json::json!(["app"])).await).await.unwrap();
+    refused(update(&mut helper, &changed("helper", serde_json::json!(["desk"]), serde_json::json!(["app", "web"])).await).await);
+    // A new password for an editor would make an editor of him; a role that he holds is not his to widen.
+    let invite = |user: &str| pb::CreateInviteRequest { user: user.into(), ttl: 0 };
+    assert!(error(helper.create_invite(invite("eve")).await).is(Code::AccessDenied));
+    helper.create_invite(invite("new")).await.unwrap();
+    let mut own = get(&mut admin, "role", "desk").await.unwrap();
+    own.metadata.description = Some("wider".into());
+    refused(update(&mut helper, &own).await);
+    // Who writes roles has all power, and says so by that.
+    let (mut editor, ..) = cluster.logged_in("ed", &["editor"], &[]).await;
+    create(&mut editor, &user_document("more", &["auditor", "editor"], &["root"])).await.unwrap();
 }
 
 #[tokio::test]

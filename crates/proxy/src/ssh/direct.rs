@@ -4,6 +4,7 @@
 //! supplied is dialled), and the certificate must be that host's, by id. Then the host hears a `Dial` for itself.
 
 use super::Visitor;
+use crate::tunnel::link::in_our_words;
 use client::host::HostCredentials;
 use net::{
     IoStream,
@@ -87,7 +88,7 @@ impl Direct {
         match decode::<Dialed>(&answer).map_err(|error| failed(&error))? {
             Dialed::Connected { host_id, .. } if host_id == host.host => Ok(Box::new(stream)),
             Dialed::Connected { .. } => Err(failed(&"another host answered")),
-            Dialed::Refused(error) => Err(error),
+            Dialed::Refused(error) => Err(in_our_words(&error)),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Accept, identify (TLS), hello, decide, act, record: in this order, in [`serve`]. The other half is `client::connect`.
 
-use super::{Visitor, act, carry, decide};
+use super::{Visitor, carry, connect};
 use crate::Shared;
 use net::{
     IoStream,
@@ -11,7 +11,7 @@ use net::{
 use rules::{Denied, cert::Refused};
 use std::{net::SocketAddr, time::Duration};
 use tokio::io::AsyncWriteExt as _;
-use types::{Code, HostId, Identity, NodeName, Public, UserIdentity};
+use types::{Code, Identity, Public, UserIdentity};
 use wire::route::{Dial, Dialed, decode, encode};
 
 /// For the question, and for taking the answer.
@@ -43,10 +43,10 @@ pub(crate) async fn serve(shared: &Shared, mut stream: IoStream, identity: Optio
         Err(None) => return,
     };
     match connect(shared, &visitor, &asked).await {
-        Ok((host, id, hostname)) => {
-            let answer = encode(&Dialed::Connected { host_id: id, hostname });
+        Ok(way) => {
+            let answer = encode(&Dialed::Connected { host_id: way.host(), hostname: way.hostname.clone() });
             if write_frame(&mut stream, &answer, DEADLINE).await.is_ok() {
-                carry(shared, stream, host).await;
+                carry(shared, stream, way).await;
             }
         }
         Err(error) => {
@@ -69,13 +69,6 @@ async fn read(shared: &Shared, stream: &mut IoStream) -> Result<String, Option<P
         Some(cluster) if cluster != *shared.cache.cluster() => Err(Some(Denied::Node { asked }.public())),
         Some(_) | None => Ok(asked),
     }
-}
-
-async fn connect(shared: &Shared, visitor: &Visitor, asked: &str) -> Result<(IoStream, HostId, NodeName), Public> {
-    let permit = decide(shared, visitor, asked).map_err(|no| no.public())?;
-    let (id, hostname) = (permit.host, permit.hostname.clone());
-    let host = act(shared, permit, visitor).await?;
-    Ok((host, id, hostname))
 }
 
 async fn refuse(mut stream: IoStream, error: Public) {

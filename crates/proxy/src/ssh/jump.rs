@@ -6,7 +6,7 @@
 //! The bytes inside are SSH again, end to end with the host. Windows are small on purpose: two ends of russh that send in bulk
 //! both ways at once were seen to stop for ever with large ones.
 
-use super::{Visitor, act, carry, decide};
+use super::{Visitor, carry, connect};
 use crate::Shared;
 use net::{
     listen::{Conn, Limits, Permit as Place, accept_loop},
@@ -39,8 +39,8 @@ const PACKET: u32 = 32 * 1024;
 /// Packets that may wait for one host, 4 MiB at most. Russh grants window whether or not anybody reads, so this is what lets
 /// a channel whose host stalls leave its neighbours alone; beyond it the whole connection waits.
 const WAITING: usize = 128;
-/// As on hosts. Nothing over finite fields: the library takes public values there that leave no secret (attack table, row 23),
-/// and its large groups cost a stranger nothing and us much.
+/// As on hosts. Nothing over finite fields: no client that we support needs it, and its large groups cost a stranger nothing
+/// and us much.
 const KEX: &[kex::Name] = &[
     kex::MLKEM768X25519_SHA256,
     kex::CURVE25519,
@@ -48,9 +48,9 @@ const KEX: &[kex::Name] = &[
     kex::EXTENSION_SUPPORT_AS_SERVER,
     kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
 ];
-/// AES-GCM alone where the processor has AES: OpenSSH would otherwise choose ChaCha20, three times slower here.
-const FAST: &[cipher::Name] = &[cipher::AES_256_GCM, cipher::AES_128_GCM, cipher::AES_256_CTR];
-const ANY: &[cipher::Name] = &[cipher::CHACHA20_POLY1305, cipher::AES_256_GCM, cipher::AES_128_GCM, cipher::AES_256_CTR];
+/// As on hosts: the only kind that is not open to prefix truncation with clients that lack strict key exchange (attack table,
+/// row 20; CVE-2023-48795). Russh does not tell a server whether the client has it.
+const CIPHERS: &[cipher::Name] = &[cipher::AES_256_GCM, cipher::AES_128_GCM];
 const PLAIN: &str = "this is a jump server without a shell; go through it: ssh -J <user>@<proxy>:3023 <login>@<host>";
 
 /// Serves the jump server's port until drained, then until the last connection has ended.
@@ -121,7 +121,7 @@ fn config(shared: &Shared) -> Option<Arc<server::Config>> {
         channel_buffer_size: WAITING,
         preferred: Preferred {
             kex: Cow::Borrowed(KEX),
-            cipher: Cow::Borrowed(if has_aes() { FAST } else { ANY }),
+            cipher: Cow::Borrowed(CIPHERS),
             compression: Cow::Borrowed(&[russh::compression::NONE]),
             ..Preferred::default()
         },
@@ -131,15 +131,6 @@ fn config(shared: &Shared) -> Option<Arc<server::Config>> {
         nodelay: true,
         ..server::Config::default()
     }))
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has_aes() -> bool {
-    std::arch::is_x86_feature_detected!("aes")
-}
-#[cfg(not(target_arch = "x86_64"))]
-fn has_aes() -> bool {
-    false
 }
 
 /// Whose certificate was proven; refused unless this cluster's user authority signed it with a plain key (attack table, row 1).
@@ -219,9 +210,9 @@ impl Visit {
             };
             let visitor = Visitor { user, peer };
             match connect(&shared, &visitor, &asked).await {
-                Ok(host) => {
+                Ok(way) => {
                     reply.accept().await;
-                    carry(&shared, Box::new(channel.into_stream()), host).await;
+                    carry(&shared, Box::new(channel.into_stream()), way).await;
                 }
                 Err(error) => {
                     shared.record.access_denied(&visitor.user, peer, &asked, &error);
@@ -231,11 +222,6 @@ impl Visit {
             }
         });
     }
-}
-
-async fn connect(shared: &Shared, visitor: &Visitor, asked: &str) -> Result<net::IoStream, Public> {
-    let permit = decide(shared, visitor, asked).map_err(|no| no.public())?;
-    act(shared, permit, visitor).await
 }
 
 /// Every method of the trait that a peer can reach, so that nothing is answered by a default.

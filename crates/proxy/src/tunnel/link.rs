@@ -13,7 +13,7 @@ use types::{Code, HostId, Identity, Public, SystemRole};
 use wire::{
     capability::WARM_SPARE,
     hello::Hello,
-    tunnel::{DataHello, ToAgent, ToProxy, decode, encode},
+    tunnel::{DataHello, ToAgent, ToProxy, WANTED, decode, encode},
 };
 
 /// For the first message after the handshake, and for every write.
@@ -51,7 +51,7 @@ pub(crate) fn locked(shared: &Shared) -> Vec<(HostId, Public)> {
 
 /// Registers an agent; then [`serve_control`] takes over. Nothing is left open on an error.
 pub(crate) async fn register(stream: &mut IoStream, agent: &Agent, tunnels: &Tunnels) -> Result<Link, Public> {
-    let refusal = match first_message(stream, agent).await {
+    let refusal = match first_message(stream, agent, tunnels.proxy_id).await {
         Ok(boot) => match tunnels.register(agent.id, boot, agent.warm).await {
             Ok(link) => return Ok(link),
             Err(error) => error,
@@ -70,11 +70,19 @@ pub(crate) async fn refuse(stream: &mut IoStream, error: &Public) {
     }
 }
 
-async fn first_message(stream: &mut IoStream, agent: &Agent) -> Result<String, Public> {
+async fn first_message(stream: &mut IoStream, agent: &Agent, ours: HostId) -> Result<String, Public> {
     let malformed = |why: String| Public::new(Code::Malformed, format!("the agent's first message cannot be read: {why}"));
     let payload = frame::read_frame(stream, DEADLINE).await.map_err(|error| malformed(error.to_string()))?;
     match decode(&payload).map_err(|error| malformed(error.to_string()))? {
-        ToProxy::Register { host_id, boot_id, .. } if host_id == agent.id && boot_id.len() <= 64 => Ok(boot_id),
+        ToProxy::Register { host_id, boot_id, extra } if host_id == agent.id && boot_id.len() <= 64 => {
+            // It has a tunnel here by another address, which this one must not push out.
+            let another = extra.get(WANTED).is_some_and(|wanted| wanted.as_str() != Some(ours.to_string().as_str()));
+            if another {
+                return Err(Public::new(Code::Conflict, format!("this is the Proxy {ours}"))
+                    .hint("the address leads to several Proxies: set proxy_service.tunnel_addr"));
+            }
+            Ok(boot_id)
+        }
         ToProxy::Register { host_id, .. } if host_id == agent.id => Err(malformed("its boot id is longer than 64 bytes".into())),
         ToProxy::Register { .. } => Err(Public::new(Code::AccessIdentity, "the host id is not the one in the certificate")),
         ToProxy::Pong { .. } | ToProxy::Failed { .. } | ToProxy::Unknown => Err(malformed("it does not register".into())),
@@ -114,7 +122,9 @@ async fn write(writing: &mut WriteHalf<IoStream>, message: &ToAgent) -> Result<(
 /// Takes one message; false ends the link.
 async fn hear(payload: &[u8], link: &Link, tunnels: &Tunnels) -> bool {
     match decode::<ToProxy>(payload) {
-        Ok(ToProxy::Failed { ticket, error }) => tunnels.tell(Input::Failed { link: link.id, ticket, error }).await,
+        Ok(ToProxy::Failed { ticket, error }) => {
+            tunnels.tell(Input::Failed { link: link.id, ticket, error: in_our_words(&error) }).await;
+        }
         // A second registration changes nothing; what a newer release says is a sign of life.
         Ok(ToProxy::Register { .. } | ToProxy::Pong { .. } | ToProxy::Unknown) => tunnels.tell(Input::Heard { link: link.id }).await,
         Err(error) => {
@@ -123,6 +133,18 @@ async fn hear(payload: &[u8], link: &Link, tunnels: &Tunnels) -> bool {
         }
     }
     true
+}
+
+/// Why a host takes no session, as users hear it. Its own words stay in the log: a stolen host would put advice into them
+/// ("moved, log in at …") that looks like ours (attack table, row 13).
+pub(crate) fn in_our_words(said: &Public) -> Public {
+    tracing::info!(code = ?said.code, message = ?said.message, "a host took no session");
+    match said.known() {
+        Some(Code::AccessLimit) => {
+            Public::new(Code::AccessLimit, "the host has as many connections as it takes").hint("try again in a moment")
+        }
+        _ => Public::new(Code::NodeOffline, "the host could not take the session").hint("look at the log of its agent"),
+    }
 }
 
 /// Takes a data connection's first frame and hands the connection over.

@@ -5,6 +5,7 @@
 //! own. The messages are `wire::tunnel`'s, the other end is `agent::tunnel`.
 
 pub(crate) mod link;
+pub(crate) mod peers;
 pub(crate) mod registry;
 
 use futures::FutureExt as _;
@@ -20,7 +21,7 @@ use tokio::{
     time::Instant,
 };
 use types::{Code, HostId, Public};
-use wire::tunnel::{DataHello, Start, ToAgent, encode};
+use wire::tunnel::{DataHello, Peer, Start, ToAgent, encode};
 
 const TICK: Duration = Duration::from_secs(1);
 /// Commands that may wait for the task; whoever sends more waits too.
@@ -45,6 +46,7 @@ enum Command {
     Data { host: HostId, hello: DataHello, stream: IoStream },
     Open { host: HostId, client_addr: String, reply: oneshot::Sender<Answer> },
     Evict { host: HostId, error: Public },
+    Peers(Vec<Peer>),
     Drain,
 }
 
@@ -60,16 +62,19 @@ type Answer = Result<Given, Public>;
 pub(crate) struct Tunnels {
     commands: mpsc::Sender<Command>,
     count: watch::Receiver<usize>,
+    proxy_id: HostId,
 }
 
 impl Tunnels {
-    /// Starts the task; it runs until its group ends. `proxy_id` is told to agents.
-    pub(crate) fn start(group: &Group, proxy_id: HostId, shutdown: Shutdown) -> Self {
+    /// Starts the task; it runs until its group ends. `proxy_id` is told to agents, and where this Proxy alone is reached.
+    pub(crate) fn start(group: &Group, proxy_id: HostId, addr: Option<String>, shutdown: Shutdown) -> Self {
         let (commands, inbox) = mpsc::channel(QUEUE);
         let (counter, count) = watch::channel(0);
         let owner = Owner {
             registry: Registry::default(),
             proxy_id,
+            addr,
+            peers: Vec::new(),
             begun: Instant::now(),
             next: 0,
             links: HashMap::new(),
@@ -78,7 +83,7 @@ impl Tunnels {
             counter,
         };
         group.spawn("tunnels", owner.run(inbox, shutdown));
-        Self { commands, count }
+        Self { commands, count, proxy_id }
     }
 
     /// How many hosts hold a tunnel; wakes at each change.
@@ -107,6 +112,11 @@ impl Tunnels {
     /// Ends the tunnel of a host that may no longer have one.
     pub(crate) async fn evict(&self, host: HostId, error: Public) {
         let _ = self.send(Command::Evict { host, error }).await;
+    }
+
+    /// The other Proxies: every agent is told when they changed.
+    pub(crate) async fn peers(&self, peers: Vec<Peer>) {
+        let _ = self.send(Command::Peers(peers)).await;
     }
 
     /// Tells every agent that this Proxy will stop; takes no new ones.
@@ -140,6 +150,8 @@ fn stopping() -> Public {
 struct Owner {
     registry: Registry,
     proxy_id: HostId,
+    addr: Option<String>,
+    peers: Vec<Peer>,
     begun: Instant,
     next: u64,
     links: HashMap<LinkId, mpsc::Sender<Box<ToAgent>>>,
@@ -198,6 +210,12 @@ impl Owner {
                     self.step(Input::Gone { link });
                 }
             }
+            Command::Peers(peers) if peers == self.peers => {}
+            Command::Peers(peers) => {
+                let told = self.registry.hosts().map(|(_, link)| Output::Send(link, ToAgent::Peers { peers: peers.clone() })).collect();
+                self.peers = peers;
+                self.perform(told);
+            }
             Command::Drain => self.step(Input::Drain),
         }
     }
@@ -208,7 +226,8 @@ impl Owner {
         self.links.insert(link, orders);
         let mut out = self.registry.step(Input::Registered { link, host, boot, warm }, self.begun.elapsed());
         if self.registry.registered(link).is_some() {
-            out.insert(0, Output::Send(link, ToAgent::Welcome { proxy_id: self.proxy_id, peers: Vec::new() }));
+            let welcome = ToAgent::Welcome { proxy_id: self.proxy_id, peers: self.peers.clone(), addr: self.addr.clone() };
+            out.insert(0, Output::Send(link, welcome));
         }
         self.perform(out);
         if reply.send(Link { id: link, orders: queue }).is_err() {

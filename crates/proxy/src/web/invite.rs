@@ -3,29 +3,21 @@
 //! The secret in the path is the whole authority, so it goes nowhere but to the Auth Service: not into a log, not into a
 //! page, not into a `Referer` (the headers see to that). There is no cookie, hence nothing for another site to ride on.
 
-use super::{Failure, body, info, page, source, status};
+use super::{
+    Failure, body, info, page,
+    read::{self, Answer},
+    source, status,
+};
 use crate::Shared;
 use axum::{
-    Form, Json,
-    body::Body,
-    extract::{FromRequest as _, Path, Request, State},
+    Json,
+    extract::{Path, Request, State},
     response::{Html, IntoResponse, Response},
 };
-use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use types::{Code, Public};
 use wire::api::{AcceptInviteRequest, GetInviteRequest, InviteReply};
-
-/// What sets the password. `again` is the page's: the API's callers compare for themselves.
-#[derive(Deserialize)]
-struct Answer {
-    password: String,
-    #[serde(default)]
-    again: Option<String>,
-    #[serde(default)]
-    otp: String,
-}
 
 /// `GET /webapi/invite/{secret}`
 pub(super) async fn show(State(shared): State<Arc<Shared>>, Path(secret): Path<String>, request: Request) -> Result<Json<Value>, Failure> {
@@ -41,12 +33,7 @@ pub(super) async fn accept(
 ) -> Result<Json<Value>, Failure> {
     let source = source(&request)?;
     let body = body(request).await?;
-    let accept = async {
-        // Serde's message may quote the password.
-        let answer = serde_json::from_slice::<Answer>(&body)
-            .map_err(|_| Public::new(Code::Malformed, "the answer to the invitation cannot be read; it has \"password\" and \"otp\""))?;
-        carry(&shared, &secret, answer, source.to_string()).await
-    };
+    let accept = async { carry(&shared, &secret, read::answer(&body)?, source.to_string()).await };
     shared.attempts.attempt(source, accept).await?;
     Ok(Json(json!({})))
 }
@@ -66,9 +53,13 @@ pub(super) async fn page(State(shared): State<Arc<Shared>>, Path(secret): Path<S
 /// `POST /web/invite/{secret}`: on a fault the form comes again, with what was wrong.
 pub(super) async fn page_accept(State(shared): State<Arc<Shared>>, Path(secret): Path<String>, request: Request) -> Response {
     let headers = request.headers().clone();
-    let (source, answer) = match (source(&request), read_form(request).await) {
-        (Ok(source), Ok(answer)) => (source, answer),
-        (Err(error), _) | (_, Err(error)) => return failed(&error),
+    let read = async {
+        let source = source(&request)?;
+        Ok((source, read::form(body(request).await?).await?))
+    };
+    let (source, answer) = match read.await {
+        Ok(read) => read,
+        Err(error) => return failed(&error),
     };
     let invite = match shared.attempts.attempt(source, look_up(&shared, &secret)).await {
         Ok(invite) => invite,
@@ -82,14 +73,6 @@ pub(super) async fn page_accept(State(shared): State<Arc<Shared>>, Path(secret):
         Ok(()) => Html(page::accepted(&invite.user, &info::proxy_name(&shared, &headers))).into_response(),
         Err(error) => (status(&error), Html(page::invite(&invite.user, &invite.expires, &invite.otp_url, Some(&error)))).into_response(),
     }
-}
-
-/// Reads the form whatever its content type says: there is one form.
-async fn read_form(request: Request) -> Result<Answer, Public> {
-    let malformed = || Public::new(Code::Malformed, "the form cannot be read");
-    let form = Request::post("/").header("content-type", "application/x-www-form-urlencoded").body(Body::from(body(request).await?));
-    let Form(answer) = Form::<Answer>::from_request(form.map_err(|_| malformed())?, &()).await.map_err(|_| malformed())?;
-    Ok(answer)
 }
 
 async fn look_up(shared: &Shared, secret: &str) -> Result<InviteReply, Public> {

@@ -9,9 +9,9 @@
 
 mod info;
 mod invite;
-pub(crate) mod limit;
 mod login;
 mod page;
+pub mod read;
 
 use crate::Shared;
 use axum::{
@@ -24,8 +24,11 @@ use axum::{
     routing::{get, post},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use limit::Buckets;
-use net::{IoStream, shutdown::Shutdown};
+use net::{
+    IoStream,
+    rate::{Buckets, Rate},
+    shutdown::Shutdown,
+};
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
@@ -58,7 +61,7 @@ pub(crate) struct Attempts {
 }
 
 impl Attempts {
-    pub(crate) fn new(rate: limit::Rate) -> Self {
+    pub(crate) fn new(rate: Rate) -> Self {
         Self { begun: Instant::now(), buckets: Mutex::new(Buckets::new(rate)) }
     }
     /// Takes one attempt for what follows, or says that there were too many; a success gives it back.
@@ -242,6 +245,14 @@ fn status(error: &Public) -> StatusCode {
         | Code::StoreForeign
         | Code::AuditBroken
         | Code::RecordingBroken
+        | Code::BackupForeign
+        | Code::BackupNewer
+        | Code::BackupTruncated
+        | Code::BackupDamaged
+        | Code::BackupSigner
+        | Code::BackupKey
+        | Code::BackupTooLarge
+        | Code::BackupIo
         | Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

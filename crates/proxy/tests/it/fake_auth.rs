@@ -128,6 +128,10 @@ impl Auth for FakeAuth {
     async fn delete(&self, _: Request<pb::DeleteRequest>) -> Result<Response<pb::Empty>, Status> {
         Err(Status::unimplemented("not by the fake"))
     }
+    type CreateBackupStream = tokio_stream::Empty<Result<pb::BackupChunk, Status>>;
+    async fn create_backup(&self, _: Request<pb::CreateBackupRequest>) -> Result<Response<Self::CreateBackupStream>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
     type WatchStream = tokio_stream::Empty<Result<pb::WatchEvent, Status>>;
     async fn watch(&self, _: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         Err(Status::unimplemented("not by the fake"))

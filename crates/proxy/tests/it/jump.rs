@@ -7,8 +7,9 @@ use crate::{
 };
 use client::credentials::UserCredentials;
 use russh::{
-    ChannelMsg, ChannelOpenFailure, Preferred,
+    ChannelMsg, ChannelOpenFailure, Preferred, cipher,
     client::{self as ssh, AuthResult, Handle},
+    kex,
     keys::{Algorithm, Certificate, PublicKeyOrCertificate},
 };
 use std::{borrow::Cow, sync::Arc};
@@ -23,8 +24,9 @@ use wire::{
     tunnel::DataHello,
 };
 
-struct Client {
+pub(crate) struct Client {
     shown: watch::Sender<Option<Certificate>>,
+    agreed: watch::Sender<Option<cipher::Name>>,
 }
 
 impl ssh::Handler for Client {
@@ -35,10 +37,14 @@ impl ssh::Handler for Client {
         }
         Ok(true)
     }
+    async fn kex_done(&mut self, _: Option<&[u8]>, names: &russh::Names, _: &mut ssh::Session) -> Result<(), Self::Error> {
+        self.agreed.send_replace(Some(names.cipher));
+        Ok(())
+    }
 }
 
-struct Visit {
-    handle: Handle<Client>,
+pub(crate) struct Visit {
+    pub(crate) handle: Handle<Client>,
     shown: watch::Receiver<Option<Certificate>>,
 }
 
@@ -47,11 +53,11 @@ async fn connect(rig: &Rig) -> Visit {
     let config = Arc::new(ssh::Config { preferred, window_size: 128 << 10, channel_buffer_size: 1024, ..ssh::Config::default() });
     let (sender, shown) = watch::channel(None);
     let stream = TcpStream::connect(rig.ssh_addr).await.unwrap();
-    let handle = ssh::connect_stream(config, stream, Client { shown: sender }).await.unwrap();
+    let handle = ssh::connect_stream(config, stream, Client { shown: sender, agreed: watch::Sender::default() }).await.unwrap();
     Visit { handle, shown }
 }
 
-async fn log_in(rig: &Rig, user: &UserCredentials) -> (Visit, bool) {
+pub(crate) async fn log_in(rig: &Rig, user: &UserCredentials) -> (Visit, bool) {
     let mut visit = connect(rig).await;
     let key = Arc::new(user.key.ssh_private().unwrap());
     let result = visit.handle.authenticate_openssh_cert("anything", key, user.ssh_certificate.clone()).await.unwrap();
@@ -140,6 +146,36 @@ async fn attack_row_8_the_jump_server_passes_connections_on_and_does_nothing_els
     assert!(!answers(&mut channel).await);
     channel.request_x11(true, false, "MIT-MAGIC-COOKIE-1", "00", 0).await.unwrap();
     assert!(!answers(&mut channel).await);
+}
+
+#[tokio::test]
+async fn attack_row_20_the_jump_server_agrees_on_no_cipher_that_needs_strict_key_exchange() {
+    let rig = Rig::start().await;
+    let agree = async |kex: &'static [kex::Name], ciphers: &'static [cipher::Name]| {
+        let preferred = Preferred { kex: Cow::Borrowed(kex), cipher: Cow::Borrowed(ciphers), ..Preferred::default() };
+        let (noted, agreed) = watch::channel(None);
+        let config = Arc::new(ssh::Config { preferred, ..ssh::Config::default() });
+        let stream = TcpStream::connect(rig.ssh_addr).await.unwrap();
+        let connected = ssh::connect_stream(config, stream, Client { shown: watch::Sender::default(), agreed: noted }).await;
+        let now = *agreed.borrow();
+        assert_eq!(connected.is_ok(), now.is_some());
+        now
+    };
+    // OpenSSH 7.4's, in its order: it has no strict key exchange. Later ones differ in nothing that matters here.
+    const OLD: &[kex::Name] = &[kex::CURVE25519_PRE_RFC_8731];
+    const NEW: &[kex::Name] = &[kex::CURVE25519, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT];
+    const ALL: &[cipher::Name] = &[
+        cipher::CHACHA20_POLY1305,
+        cipher::AES_128_CTR,
+        cipher::AES_192_CTR,
+        cipher::AES_256_CTR,
+        cipher::AES_128_GCM,
+        cipher::AES_256_GCM,
+    ];
+    for kex in [OLD, NEW] {
+        assert_eq!(agree(kex, ALL).await, Some(cipher::AES_128_GCM));
+        assert_eq!(agree(kex, &ALL[..4]).await, None);
+    }
 }
 
 #[tokio::test]

@@ -53,7 +53,10 @@ async fn connections_for_auth_pass_unopened_to_one_that_answers() {
             let authorities = member.trust.swap().unwrap();
             let config =
                 server_config(Certificates::fixed(&member.tls), ClientAuth::Optional, &authorities, &[alpn::AUTH], &clock).unwrap();
-            while let Ok((tcp, _)) = auth.accept().await {
+            while let Ok((mut tcp, _)) = auth.accept().await {
+                let mut mark = [0; wire::splice::MARK.len()];
+                tcp.read_exact(&mut mark).await.unwrap();
+                assert_eq!(mark, wire::splice::MARK, "the caller's address is not ours");
                 let mut accepted = tls::accept(tcp, config.clone(), &authorities, &clock, SOON).await.unwrap();
                 hello::server(&mut accepted.stream, &Hello::ours(&version(), "auth"), Direction::ServerFirst, SOON).await.unwrap();
                 accepted.stream.write_all(accepted.identity.unwrap().display().as_bytes()).await.unwrap();

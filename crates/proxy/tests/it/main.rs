@@ -17,4 +17,5 @@ mod jump;
 mod limits;
 mod listener;
 mod rig;
+mod stay;
 mod web;

@@ -240,7 +240,7 @@ pub(crate) fn node(n: u128, hostname: &str, labels: &str, addr: &str) -> Documen
     Resource::new(metadata, spec).to_document()
 }
 
-fn named<S: types::document::Spec>(name: &str, spec: S) -> Document {
+pub(crate) fn named<S: types::document::Spec>(name: &str, spec: S) -> Document {
     Resource::new(Metadata::named(ResourceName::new(name).unwrap()), spec).to_document()
 }
 

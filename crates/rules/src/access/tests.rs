@@ -222,7 +222,7 @@ fn what_cannot_be_judged_in_allow_grants_nothing_and_is_reported() {
     assert!(!world.roles.allows_verb("user", "read"));
     assert!(world.roles.allows_verb("lock", "read"));
     let problems: Vec<_> = world.roles.problems().iter().map(ToString::to_string).collect();
-    assert_eq!(problems.len(), 4, "{problems:?}");
+    assert_eq!(problems.len(), 5, "{problems:?}");
     assert!(problems[0].starts_with("role \"dev\": \"{{broken\" is not a template"), "{problems:?}");
     let labels = World::new(&[("dev", json!({"allow": {"logins": ["root"], "node_labels": {"env": "^($"}}}))]);
     labels.check("root", "env=(", UNKNOWN);
@@ -264,6 +264,45 @@ fn an_unknown_field_in_allow_or_options_is_reported_and_does_no_harm() {
     )]);
     world.check("root", "", Ok(()));
     assert!(world.roles.problems().iter().all(|problem| problem.effect == Effect::Ignored) && world.roles.problems().len() == 2);
+}
+
+#[test]
+fn attack_row_34_a_condition_that_is_not_evaluated_widens_nothing() {
+    let world = World::new(&[("all", json!({"allow": {"logins": ["root"], "node_labels": all_labels(), "where": "is_monday()"}}))]);
+    assert!(!world.roles.can_see_node(&labels("")) && world.roles.logins().is_empty());
+    assert_eq!(world.roles.problems()[0].effect, Effect::GrantsNothing);
+    let rule = |side: &str| json!({side: {"rules": [{"resources": ["user"], "verbs": ["read"], "where": "is_monday()"}]}});
+    let allow = World::new(&[("a", rule("allow"))]);
+    assert!(!allow.roles.allows_verb("user", "read"));
+    let deny = World::new(&[("d", rule("deny"))]);
+    assert!(deny.roles.denies_verb("user", "read"));
+    assert_eq!(deny.roles.problems()[0].effect, Effect::DeniesMore);
+}
+
+#[test]
+fn a_login_in_a_role_is_one_or_a_template_of_one() {
+    for (login, want) in [
+        ("root", true),
+        ("a.b_c@d+e-f", true),
+        ("{{internal.logins}}", true),
+        ("adm-{{ internal.logins }}.x", true),
+        ("a,root", false),
+        ("a root", false),
+        ("-x", false),
+        ("", false),
+        ("a\tb", false),
+        ("{{internal.logins}},root", false),
+        (" {{internal.logins}}", false),
+        ("-{{internal.logins}}", false),
+    ] {
+        for (side, effect) in [("allow", Effect::GrantsNothing), ("deny", Effect::NoEffect)] {
+            let world = World::new(&[("r", json!({side: {"logins": [login]}}))]);
+            let found: Vec<_> = world.roles.problems().iter().map(|problem| problem.effect).collect();
+            assert_eq!(found, if want { vec![] } else { vec![effect] }, "{login:?} {side}");
+        }
+    }
+    let long = World::new(&[("r", json!({"allow": {"logins": ["x".repeat(65)]}}))]);
+    assert_eq!(long.roles.problems().len(), 1);
 }
 
 #[test]

@@ -180,3 +180,40 @@ fn a_tls_peer_must_chain_directly_to_the_right_authority() {
     let other = ClusterName::new("other").unwrap();
     assert!(accept_tls(&facts(), &other, None, now()).is_err());
 }
+
+#[test]
+fn attack_row_34_a_restriction_that_is_not_known_here_is_kept_by_refusing() {
+    let restricted = |facts: &mut CertFacts| {
+        let mut held = identity("alice", &["access"], &["app", "root"]);
+        held.restrictions.extra.insert("device".into(), "laptop-7".into());
+        facts.identity = Some(Identity::User(held));
+    };
+    let denied = user(restricted).unwrap_err();
+    assert_eq!(denied, Denied::Restricted("\"device\" is not known to this release".into()));
+    let Some(Identity::User(held)) = &({
+        let mut facts = user_facts();
+        restricted(&mut facts);
+        facts.identity
+    }) else {
+        panic!()
+    };
+    assert!(crate::access::in_force(&held.cluster, held, None, now()).is_err());
+    let facts = TlsFacts {
+        issuer: Some(CertKind::User),
+        is_ca: false,
+        intermediates: 0,
+        valid_after: Time::from_unix(100),
+        valid_before: Time::from_unix(1000),
+        identity: Some(Identity::User(held.clone())),
+    };
+    assert!(accept_tls(&facts, &held.cluster, None, now()).is_err());
+    // What says more about its holder, and restricts nothing, does no harm.
+    assert!(
+        user(|facts| {
+            let mut held = identity("alice", &["access"], &["app", "root"]);
+            held.extra.insert("department".into(), "x".into());
+            facts.identity = Some(Identity::User(held));
+        })
+        .is_ok()
+    );
+}

@@ -156,6 +156,17 @@ prop_compose! {
     }
 }
 
+#[test]
+fn attack_row_34_a_certificate_with_an_unknown_restriction_is_not_exchanged() {
+    let mut held = identity("alice", &["dev"], &["alice"]);
+    let roles = RoleSet::resolve(&held, documents(), CurrentUser::Unknown);
+    let exchange =
+        |held: &UserIdentity| reissue(held, CurrentUser::Unknown, &roles, &[], &Narrower::default(), Time::from_unix(1)).map(|_| ());
+    exchange(&held).unwrap();
+    held.restrictions.extra.insert("device".into(), "laptop-7".into());
+    assert!(matches!(exchange(&held), Err(Denied::Restricted(_))));
+}
+
 proptest! {
     #[test]
     fn attack_row_9_a_reissued_certificate_is_a_subset_of_the_one_it_came_from(

@@ -369,6 +369,9 @@ pub struct VerifyAuditReply {
     pub head: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
     pub fault: ::prost::alloc::string::String,
+    /// What is no fault and should be known: that the log goes on behind an earlier one, after a restore.
+    #[prost(string, tag = "5")]
+    pub note: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RecordingChunk {
@@ -385,6 +388,26 @@ pub struct RecordingChunk {
     pub last: bool,
     #[prost(bytes = "bytes", tag = "5")]
     pub sha256: ::prost::bytes::Bytes,
+}
+/// One of the three.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateBackupRequest {
+    /// age1…; each of them opens the file.
+    #[prost(string, repeated, tag = "1")]
+    pub recipients: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "2")]
+    pub passphrase: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub unencrypted: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackupChunk {
+    /// The next bytes of the file.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub data: ::prost::bytes::Bytes,
+    /// In the last piece only: what was written, as JSON. A stream that ends without it is not a backup.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub written: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRecordingsRequest {
@@ -657,6 +680,18 @@ pub mod auth_client {
             req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "CreateToken"));
             self.inner.unary(req, path, codec).await
         }
+        /// The cluster's state as one signed file, in pieces; its form is in docs/backup-format.md.
+        pub async fn create_backup(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateBackupRequest>,
+        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::BackupChunk>>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/CreateBackup");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "CreateBackup"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// Members tell that they live; the answer tells what they should know.
         pub async fn heartbeat(
             &mut self,
@@ -819,6 +854,15 @@ pub mod auth_server {
             &self,
             request: tonic::Request<super::CreateTokenRequest>,
         ) -> std::result::Result<tonic::Response<super::CreateTokenReply>, tonic::Status>;
+        /// Server streaming response type for the CreateBackup method.
+        type CreateBackupStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::BackupChunk, tonic::Status>>
+            + std::marker::Send
+            + 'static;
+        /// The cluster's state as one signed file, in pieces; its form is in docs/backup-format.md.
+        async fn create_backup(
+            &self,
+            request: tonic::Request<super::CreateBackupRequest>,
+        ) -> std::result::Result<tonic::Response<Self::CreateBackupStream>, tonic::Status>;
         /// Members tell that they live; the answer tells what they should know.
         async fn heartbeat(
             &self,
@@ -1368,6 +1412,35 @@ pub mod auth_server {
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
                             .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockgate.v1.Auth/CreateBackup" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateBackupSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::ServerStreamingService<super::CreateBackupRequest> for CreateBackupSvc<T> {
+                        type Response = super::BackupChunk;
+                        type ResponseStream = T::CreateBackupStream;
+                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::CreateBackupRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::create_backup(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateBackupSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -1,0 +1,214 @@
+//! Moving the admission windows while Auth Services live, and many of them starting at once in several versions.
+
+use crate::{
+    fixture::*,
+    several::{Own, Shared, pair, soon},
+};
+use auth::Storage;
+use futures::future::BoxFuture;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use store::{Batch, Key, Store};
+use types::{Code, ControlRecord, SystemRole, Time, Version};
+use upgrade::barrier::Move;
+use wire::{api as pb, hello::Hello};
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn narrow(role: &str, lo: u64, hi: u64) -> Move {
+    Move::Narrow { role: role.into(), lo, hi }
+}
+fn widen(role: &str, major: u64) -> Move {
+    Move::Widen { role: role.into(), major }
+}
+
+/// Everybody at 8, as an upgrade begins.
+async fn settle(cluster: &Cluster) -> ControlRecord {
+    for role in ["proxy", "agent", "draining"] {
+        cluster.auth.move_windows(&narrow(role, 8, 8), LONG).await.unwrap();
+    }
+    cluster.auth.move_windows(&narrow("leaf", 8, 8), LONG).await.unwrap()
+}
+
+#[tokio::test]
+async fn the_windows_widen_once_every_auth_service_has_acknowledged_and_those_inside_go_on_writing() {
+    let (shared, one, two) = pair().await;
+    settle(&one).await;
+    let wide = two.auth.move_windows(&widen("auth", 9), LONG).await.unwrap();
+    assert_eq!((wide.windows["auth"].lo, wide.windows["auth"].hi), (8, 9));
+    // Back again: older writers are fenced, and both of these take the new epoch on.
+    let back = one.auth.move_windows(&narrow("auth", 8, 8), LONG).await.unwrap();
+    assert!(back.min_writer_epoch > wide.min_writer_epoch);
+    for (number, cluster) in [&one, &two].into_iter().enumerate() {
+        soon("it writes again", || async {
+            create(&mut cluster.admin(), &role_document(&format!("after-{number}"), serde_json::json!({}))).await.ok()
+        })
+        .await;
+    }
+    two.auth.move_windows(&widen("auth", 9), LONG).await.unwrap();
+    drop(shared);
+}
+
+#[tokio::test]
+async fn a_widening_waits_for_an_auth_service_that_does_not_acknowledge_until_its_seat_lapses() {
+    let (shared, one, _two) = pair().await;
+    let record = settle(&one).await;
+    let silent = serde_json::json!({"name": "auth3", "address": "10.0.0.3:3025", "version": "8.0.1", "boot_id": "b", "acknowledged": record.window_gen - 1});
+    let key = Key::new(["internal", "auth", &host_id(3).to_string()]).unwrap();
+    let ends = net::clock::Clock::now(&shared.clock).plus(Duration::from_secs(60));
+    shared.store.commit(Batch::new(None).put(key, silent.to_string().into_bytes(), Some(ends))).await.unwrap();
+    let refused = one.auth.move_windows(&widen("auth", 9), Duration::from_millis(500)).await.unwrap_err();
+    assert!(refused.is(Code::VersionWindow) && refused.message.contains("auth3 at 10.0.0.3:3025 (8.0.1)"), "{refused}");
+    let up = widen("auth", 9);
+    let waiting = one.auth.move_windows(&up, LONG);
+    let lapsing = async { shared.clock.advance(Duration::from_secs(61)) };
+    let (moved, ()) = tokio::join!(waiting, lapsing);
+    assert_eq!(moved.unwrap().windows["auth"].hi, 9);
+}
+
+#[tokio::test]
+async fn who_stands_outside_the_new_windows_is_cut_off_at_every_auth_service_and_registers_at_none() {
+    let (_shared, one, two) = pair().await;
+    let (_, _, identity) = one.member(11, SystemRole::Node).await;
+    let old = |cluster: &Cluster| cluster.client_saying(Some(&identity), Hello::ours(&Version::new(7, 9, 0), "node"));
+    let ask = || pb::WatchRequest { kinds: vec!["role".into()], from: 0 };
+    let mut watches = Vec::new();
+    for cluster in [&one, &two] {
+        watches.push(old(cluster).watch(ask()).await.unwrap().into_inner());
+    }
+    one.auth.move_windows(&narrow("agent", 8, 8), LONG).await.unwrap();
+    for watch in &mut watches {
+        let ended = async { while watch.message().await.is_ok_and(|event| event.is_some()) {} };
+        tokio::time::timeout(LONG, ended).await.expect("the watch goes on");
+    }
+    for cluster in [&one, &two] {
+        let refused = error(old(cluster).heartbeat(member_only(beat(11, "x", &[], 0))).await);
+        assert!(refused.is(Code::VersionWindow) && refused.hint.as_ref().is_some_and(|hint| hint.contains("the latest 8")), "{refused}");
+        cluster.client(Some(&identity), "node").heartbeat(member_only(beat(11, "x", &[], 0))).await.unwrap();
+    }
+}
+
+/// The store as one Auth Service of that major sees it: judges each of its writes by the record at that moment.
+struct Judged {
+    own: Own,
+    major: u64,
+    gate: Arc<tokio::sync::Mutex<()>>,
+    broken: Arc<Mutex<Vec<String>>>,
+}
+
+impl Judged {
+    async fn window(&self) -> Option<types::control::Window> {
+        store::control::read(self.own.0.as_ref()).await.unwrap().map(|stored| stored.record.windows["auth"].clone())
+    }
+}
+
+impl Store for Judged {
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<store::Item>, store::StoreError>> {
+        self.own.get(key)
+    }
+    fn range<'a>(&'a self, from: &'a Key, to: &'a Key, limit: usize) -> BoxFuture<'a, Result<store::Page, store::StoreError>> {
+        self.own.range(from, to, limit)
+    }
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<store::Committed, store::CommitError>> {
+        Box::pin(async move {
+            let _one_at_a_time = self.gate.lock().await;
+            let before = self.window().await;
+            let done = self.own.commit(batch).await;
+            if done.is_ok() {
+                let after = self.window().await;
+                // A birth and a take-over admit whoever makes them.
+                let inside = |window: &Option<types::control::Window>| window.as_ref().is_some_and(|window| window.contains(self.major));
+                if !inside(&before) && !inside(&after) {
+                    self.broken.lock().unwrap().push(format!("a {} wrote beside {before:?}", self.major));
+                }
+            }
+            done
+        })
+    }
+    fn keep_alive<'a>(
+        &'a self,
+        key: &'a Key,
+        revision: Option<u64>,
+        expires: Time,
+        writer: Option<store::WriterEpoch>,
+    ) -> BoxFuture<'a, Result<store::Committed, store::CommitError>> {
+        self.own.keep_alive(key, revision, expires, writer)
+    }
+    fn expire_due(&self) -> BoxFuture<'_, Result<usize, store::StoreError>> {
+        self.own.expire_due()
+    }
+    fn watch(&self, prefixes: Vec<Key>, from: Option<u64>) -> BoxFuture<'_, Result<store::Watch, store::WatchError>> {
+        self.own.watch(prefixes, from)
+    }
+    fn snapshot(&self) -> BoxFuture<'_, Result<store::Snapshot, store::StoreError>> {
+        self.own.snapshot()
+    }
+    fn revision(&self) -> BoxFuture<'_, Result<u64, store::StoreError>> {
+        self.own.revision()
+    }
+    fn clock(&self) -> Arc<dyn store::Clock> {
+        self.own.clock()
+    }
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.own.close()
+    }
+}
+
+fn asked(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+/// `LOCKGATE_MANY_AUTHS=50 LOCKGATE_ROUNDS=100` for a long run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn g5_many_auth_services_of_three_majors_at_once_with_kills_never_write_a_forbidden_version_and_say_the_next_legal_one() {
+    let (many, rounds) = (asked("LOCKGATE_MANY_AUTHS", 9), asked("LOCKGATE_ROUNDS", 6));
+    let (mut served, mut refused) = (0, 0);
+    for round in 0..rounds {
+        let shared = Arc::new(Shared::new());
+        let (gate, broken) = (Arc::new(tokio::sync::Mutex::new(())), Arc::new(Mutex::new(Vec::new())));
+        let starts = (0..many).map(|number| {
+            let (shared, gate, broken) = (shared.clone(), gate.clone(), broken.clone());
+            tokio::spawn(async move {
+                let (major, dir) = (7 + rand::random_range(0..3u64), tempfile::tempdir().unwrap());
+                let own = Own(shared.store.clone());
+                let config = auth::Config {
+                    storage: Storage::Open(Arc::new(Judged { own, major, gate, broken })),
+                    ..shared.config(u128::from(number) + 1, dir.path())
+                };
+                // Half of them are killed somewhere between the first read and a second of service.
+                let life = Duration::from_millis(if rand::random() { rand::random_range(0..60) } else { 600 });
+                let stop = net::shutdown::Shutdown::new();
+                let life = tokio::time::timeout(life, async {
+                    let built = auth::build(config, world(&shared.clock, &format!("{major}.0.0"))).await?;
+                    built.run(stop.clone()).await;
+                    Ok::<_, auth::AuthError>(())
+                });
+                match life.await {
+                    Ok(Err(error)) => Some(error.public()),
+                    Ok(Ok(())) | Err(_) => None,
+                }
+            })
+        });
+        for ended in futures::future::join_all(starts).await {
+            match ended.unwrap() {
+                None => served += 1,
+                Some(refusal) => {
+                    refused += 1;
+                    let line = refusal.to_string();
+                    let named = refusal.hint.as_deref().is_some_and(|hint| hint.contains("the latest"));
+                    assert!(refusal.is(Code::VersionSkip) || refusal.is(Code::VersionDowngrade), "round {round}: {line}");
+                    assert!(named && !line.contains('\n'), "round {round}: {line}");
+                }
+            }
+        }
+        assert_eq!(*broken.lock().unwrap(), Vec::<String>::new(), "round {round}");
+        // Whoever comes next finds a cluster that one major serves.
+        let record = store::control::read(shared.store.as_ref()).await.unwrap();
+        if let Some(stored) = record {
+            assert_eq!(upgrade::control::faults(&stored.record), Vec::<String>::new(), "round {round}");
+        }
+    }
+    assert!(served > 0 && refused > 0, "{served} served, {refused} were refused");
+}
