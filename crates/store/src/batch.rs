@@ -152,7 +152,6 @@ impl Op {
     }
 
     /// About how much it writes.
-    #[cfg(feature = "sqlite")]
     pub(crate) fn size(&self) -> usize {
         64 + match self {
             Self::Put { key, value, .. } => key.len() + value.len(),
@@ -213,6 +212,9 @@ pub enum BatchError {
     TooManyChanges,
     #[error("the control record may not be deleted nor expire")]
     Control,
+    /// By a layer above the drivers.
+    #[error("{key} cannot be written: {why}")]
+    Refused { key: Key, why: String },
     #[error(transparent)]
     BadKey(#[from] BadKey),
 }

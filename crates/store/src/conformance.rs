@@ -16,6 +16,7 @@ mod basics;
 mod expiry;
 pub mod model;
 mod watching;
+mod whole;
 mod writes;
 
 use crate::{Batch, CommitError, Committed, Condition, Event, Item, Key, Manual, Store, Watch, WriterEpoch, scan};
@@ -69,12 +70,21 @@ pub const CASES: &[Case] = cases![
     watching::prefixes,
     watching::twin_sees_all,
     model::random_operations,
+    whole::snapshot_shows_one_moment,
+    whole::snapshot_ends_with_its_store,
+    whole::load_fills_an_empty_store,
+    whole::load_that_broke_off_is_begun_again,
 ];
 
 /// Runs every case in a world of its own.
 pub async fn run(make: impl Fn() -> World) {
+    run_async(|| std::future::ready(make())).await;
+}
+
+/// As [`run`], for worlds that take waiting to make.
+pub async fn run_async<F: Future<Output = World>>(make: impl Fn() -> F) {
     for (name, case) in CASES {
-        let world = make();
+        let world = make().await;
         let (store, twin) = (Arc::clone(&world.store), Arc::clone(&world.twin));
         let done = tokio::time::timeout(Duration::from_secs(60), case(world)).await;
         assert!(done.is_ok(), "case {name} does not end");

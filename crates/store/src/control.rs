@@ -5,6 +5,7 @@
 //! an error and never a missing one, so that nobody starts a second cluster over a damaged first.
 
 use crate::{Batch, CommitError, Condition, Key, Store, StoreError, WriterEpoch};
+use serde::{Deserialize, Serialize};
 use types::ControlRecord;
 use types::control::FORMAT;
 
@@ -45,8 +46,50 @@ pub async fn read(store: &dyn Store) -> Result<Option<Stored>, ReadControlError>
     parse(&item.value).map(|record| Some(Stored { record, revision: item.revision })).map_err(ReadControlError::Unreadable)
 }
 
+/// Stands in the record's place while a backup is loaded: it fences every writer there was, and no release takes it for a record.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Restoring {
+    /// Always 0, the format of no record.
+    format: u32,
+    epoch: u64,
+    min_writer_epoch: u64,
+    /// Which backup; for people.
+    restoring: String,
+    /// Random: two loads never write the same note.
+    name: String,
+}
+
+impl Restoring {
+    pub(crate) fn new(epoch: u64, what: &str) -> Self {
+        let name = format!("{:032x}", rand::random::<u128>());
+        Self { format: 0, epoch, min_writer_epoch: epoch, restoring: what.to_owned(), name }
+    }
+
+    /// The note in these bytes of the control record's key, if that is what they are.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice::<Self>(bytes).ok().filter(|note| note.format == 0)
+    }
+
+    /// Every writer below is fenced.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub(crate) fn raise(&mut self, epoch: u64) {
+        self.epoch = self.epoch.max(epoch);
+        self.min_writer_epoch = self.min_writer_epoch.max(epoch);
+    }
+
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        serde_json::to_vec(self).map_err(|error| error.to_string())
+    }
+}
+
 /// Reads the bytes of an event or of a backup.
 pub fn parse(bytes: &[u8]) -> Result<ControlRecord, String> {
+    if let Some(note) = Restoring::parse(bytes) {
+        return Err(format!("the restore of {} did not end; run it again: tctl backup restore", note.restoring));
+    }
     let record: ControlRecord = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if record.format != FORMAT {
         return Err(format!("its format is {}, this release knows {FORMAT}", record.format));

@@ -6,7 +6,10 @@
 //! cannot be read is skipped and counted, never fatal.
 
 use crate::{BadKey, Batch, CommitError, Condition, Item, Key, MAX_PAGE, Op, Store, StoreError, Watch, WatchError, WriterEpoch};
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 use types::document::{BadDocument, MAX_DOCUMENT, Revision};
 use types::{Code, Document, Public, ResourceName, Time};
 
@@ -14,7 +17,8 @@ use types::{Code, Document, Public, ResourceName, Time};
 #[derive(Clone)]
 pub struct Documents {
     store: Arc<dyn Store>,
-    writer: WriterEpoch,
+    /// Shared by the clones: they are one writer.
+    writer: Arc<AtomicU64>,
 }
 
 /// A page of documents.
@@ -89,7 +93,7 @@ pub enum WriteError {
 
 impl Documents {
     pub fn new(store: Arc<dyn Store>, writer: WriterEpoch) -> Self {
-        Self { store, writer }
+        Self { store, writer: Arc::new(AtomicU64::new(writer.0)) }
     }
 
     pub fn store(&self) -> &Arc<dyn Store> {
@@ -97,7 +101,12 @@ impl Documents {
     }
 
     pub fn writer(&self) -> WriterEpoch {
-        self.writer
+        WriterEpoch(self.writer.load(Ordering::Acquire))
+    }
+
+    /// Writes with a higher epoch from now on, in every clone: for a writer that the new control record wants.
+    pub fn follow(&self, writer: WriterEpoch) {
+        self.writer.fetch_max(writer.0, Ordering::AcqRel);
     }
 
     /// The document, with its revision and expiry filled in.
@@ -191,7 +200,7 @@ impl Documents {
 
     /// Moves the document's expiry (a heartbeat); returns its new revision.
     pub async fn keep_alive(&self, kind: &str, name: &ResourceName, expires: Time) -> Result<Revision, WriteError> {
-        match self.store.keep_alive(&key(kind, name)?, None, expires, Some(self.writer)).await {
+        match self.store.keep_alive(&key(kind, name)?, None, expires, Some(self.writer())).await {
             Ok(done) => Ok(Revision(done.revision.to_string())),
             Err(CommitError::NotFound { .. }) => Err(WriteError::NotFound(format!("{kind}/{name}"))),
             Err(error) => Err(WriteError::Commit(error)),
@@ -208,7 +217,7 @@ impl Documents {
     }
 
     async fn commit(&self, condition: Condition, op: Op) -> Result<u64, CommitError> {
-        let batch = Batch { conditions: vec![condition], ops: vec![op], writer: Some(self.writer) };
+        let batch = Batch { conditions: vec![condition], ops: vec![op], writer: Some(self.writer()) };
         Ok(self.store.commit(batch).await?.revision)
     }
 

@@ -111,6 +111,12 @@ impl Key {
         self.0.starts_with(&prefix.0)
     }
 
+    /// The same key or bound under another prefix: `doc/old/x` as `doc/new/x`. `None` if it does not begin with `from`.
+    pub fn rebased(&self, from: &Self, to: &Self) -> Option<Self> {
+        let rest = self.0.strip_prefix(&*from.0)?;
+        Some(Self([&*to.0, rest].concat().into()))
+    }
+
     /// The text between the slashes; empty for bounds that are not text.
     pub fn parts(&self) -> impl Iterator<Item = &str> {
         std::str::from_utf8(&self.0).ok().into_iter().flat_map(|text| text.split('/'))
@@ -186,6 +192,18 @@ mod tests {
         assert!(Key::new(Vec::<String>::new()).is_err());
         assert_eq!(Key::new(["doc", "role", "x"]).unwrap().to_string(), "doc/role/x");
         assert_eq!(Key::parse("doc/role/x").unwrap().name(), "x");
+    }
+
+    #[test]
+    fn a_bound_is_rebased_with_all_its_bytes() {
+        let dir = |text: &str| Key::dir(text.split('/')).unwrap();
+        let check = |key: Key, expected: Option<&[u8]>| {
+            assert_eq!(key.rebased(&dir("doc/a"), &dir("shadow/m")).as_ref().map(Key::as_bytes), expected);
+        };
+        check(Key::parse("doc/a/x/y").unwrap(), Some(b"shadow/m/x/y"));
+        check(Key::parse("doc/a/x").unwrap().successor(), Some(b"shadow/m/x\0"));
+        check(dir("doc/a"), Some(b"shadow/m/"));
+        check(Key::parse("doc/ab/x").unwrap(), None);
     }
 
     #[test]

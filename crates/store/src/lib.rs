@@ -3,8 +3,9 @@
 //! A store is an ordered map of byte keys with get, range, one atomic conditional batch, leases with expiry, and a
 //! watch that resumes. Every write may carry its writer's epoch and is refused, inside the same transaction, once the
 //! control record asks for a higher one (design 3.4). Only `auth` opens a store; it uses [`documents`] and
-//! [`control`] on top. Drivers: [`memory`] (the strictest, for tests and caches) and [`sqlite`] (the default).
-//! A new driver is a module, a feature, and one line in `tests/it`; the trait does not change for it.
+//! [`control`] on top. Drivers: [`memory`] (the strictest, for tests and caches), [`sqlite`] (the default), and
+//! [`postgres`] and [`etcd`] for several Auth Services; what those two share is in `group` (their writes) and [`remote`].
+//! A new driver is a module and one line in `tests/it`; the trait does not change for it.
 #![cfg_attr(not(all(feature = "memory", feature = "sqlite")), allow(dead_code, reason = "drivers share what one alone may not need"))]
 
 mod batch;
@@ -12,9 +13,15 @@ mod clock;
 pub mod conformance;
 pub mod control;
 pub mod documents;
+pub mod etcd;
+mod group;
 mod key;
+mod load;
 #[cfg(feature = "memory")]
 pub mod memory;
+pub mod postgres;
+pub mod remote;
+mod snapshot;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 mod watch;
@@ -24,12 +31,16 @@ pub use batch::{
 };
 pub use clock::{Clock, Manual, System};
 pub use documents::Documents;
+pub use etcd::Etcd;
 pub use key::{BadKey, Key, MAX_KEY};
+pub use load::{Load, LoadError, check_empty};
 #[cfg(feature = "memory")]
 pub use memory::Memory;
+pub use postgres::Postgres;
+pub use snapshot::Snapshot;
 #[cfg(feature = "sqlite")]
 pub use sqlite::Sqlite;
-pub use watch::{Event, Watch, WatchError};
+pub use watch::{Event, Lens, Watch, WatchError};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -85,6 +96,19 @@ pub enum StoreError {
     Corrupt { place: String, detail: String },
     #[error("the store {place} failed: {detail}")]
     Io { place: String, detail: String },
+    /// The server did not answer, or not in time; tried again for as long as the driver waits.
+    #[error("the store {place} cannot be reached: {detail}")]
+    Unreachable { place: String, detail: String },
+    /// The server knows this login, or this login's rights, and says no.
+    #[error("the store {place} refuses: {detail}")]
+    Refused { place: String, detail: String },
+    #[error(
+        "etcd is over its space quota ({place}): compact and defragment it or raise --quota-backend-bytes, then disarm its NOSPACE alarm"
+    )]
+    Quota { place: String },
+    /// From a snapshot that was read for longer than the server keeps old states.
+    #[error("the store {place} no longer has the state that the snapshot shows: {detail}")]
+    SnapshotLost { place: String, detail: String },
 }
 
 /// An ordered map of byte keys; used as `Arc<dyn Store>`.
@@ -119,6 +143,9 @@ pub trait Store: Send + Sync + 'static {
     /// Events of all keys that begin with one of `prefixes` (none = everything), after revision `from` (`None` = from now on).
     /// The first event is [`Event::Init`]. Prefixes are compared byte by byte: end them with `/` ([`Key::dir`]).
     fn watch(&self, prefixes: Vec<Key>, from: Option<u64>) -> BoxFuture<'_, Result<Watch, WatchError>>;
+
+    /// Everything, as it is now, to be read while writes go on. Keys grow from page to page.
+    fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, StoreError>>;
 
     /// The revision of the last change; 0 for a store never written.
     fn revision(&self) -> BoxFuture<'_, Result<u64, StoreError>>;

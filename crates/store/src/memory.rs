@@ -5,10 +5,11 @@
 //! The same seed repeats the same run. [`Memory::interrupt_next`] makes a commit end as a lost connection would.
 
 use crate::batch::{fence, whole_millis};
+use crate::snapshot::{PAGE, Pages};
 use crate::watch::{Commit, Hub, Room};
 use crate::{
-    Batch, BatchError, Clock, CommitError, Committed, Condition, Event, Item, Key, MAX_CHANGES, MAX_PAGE, Op, Page, Store, StoreError,
-    Watch, WatchError, WriterEpoch,
+    Batch, BatchError, Clock, CommitError, Committed, Condition, Event, Item, Key, MAX_CHANGES, MAX_PAGE, Op, Page, Snapshot, Store,
+    StoreError, Watch, WatchError, WriterEpoch,
 };
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, ready};
@@ -265,6 +266,32 @@ impl Data {
     }
 }
 
+/// The rows of one moment: a copy that shares the values.
+struct Held {
+    rows: std::collections::btree_map::IntoIter<Key, Row>,
+    now: Time,
+    closed: CancellationToken,
+    /// Pages end where this says.
+    rng: Option<StdRng>,
+}
+
+impl Held {
+    fn next_now(&mut self) -> Result<Vec<Item>, StoreError> {
+        if self.closed.is_cancelled() {
+            return Err(StoreError::Closed);
+        }
+        let most = self.rng.as_mut().map_or(PAGE, |rng| rng.random_range(1..=7));
+        let now = self.now;
+        Ok(self.rows.by_ref().filter(|(_, row)| row.lives(now)).take(most).map(|(key, row)| row.item(&key)).collect())
+    }
+}
+
+impl Pages for Held {
+    fn next(&mut self) -> BoxFuture<'_, Result<Vec<Item>, StoreError>> {
+        async move { self.next_now() }.boxed()
+    }
+}
+
 impl Store for Memory {
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Item>, StoreError>> {
         async move { self.get_now(key) }.boxed()
@@ -305,6 +332,18 @@ impl Store for Memory {
             let hub = Arc::clone(&self.shared.hub);
             let watch = Watch::start(hub, self.closed.clone(), None, prefixes, from.unwrap_or(current)).await?;
             Ok(if self.shared.easy { watch } else { watch.drowsy(seed) })
+        }
+        .boxed()
+    }
+
+    fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
+        async move {
+            self.open()?;
+            let now = self.shared.clock.now();
+            let mut data = self.lock();
+            let rng = (!self.shared.easy).then(|| StdRng::seed_from_u64(data.rng.random()));
+            let held = Held { rows: data.rows.clone().into_iter(), now, closed: self.closed.clone(), rng };
+            Ok(Snapshot::new(data.revision, "memory", held))
         }
         .boxed()
     }

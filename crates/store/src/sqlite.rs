@@ -4,23 +4,28 @@
 //! one fsync; answers go out after `COMMIT`. A reader thread has its own connection, so that reads never wait for a disk.
 //! A third looks for commits of other processes. Any number of processes may have the file open: every transaction is
 //! `BEGIN IMMEDIATE`. A commit that ended in an unclear state is answered [`CommitError::Ambiguous`].
-//! Parts: `open` makes and checks files, `rows` is all SQL, `writer` and `reader` are the threads.
+//! Parts: `open` makes and checks files, `peek` looks into one that may not be ours, `rows` is all SQL, `writer`, `reader` and `snapshot` are the threads.
 
 mod open;
+mod peek;
 mod reader;
 mod rows;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub use open::OpenError;
+pub use peek::peek;
 
 use crate::watch::{Commit, History, Hub, Room};
-use crate::{Batch, BatchError, Clock, CommitError, Committed, Item, Key, Page, Store, StoreError, Watch, WatchError, WriterEpoch};
+use crate::{
+    Batch, BatchError, Clock, CommitError, Committed, Item, Key, Page, Snapshot, Store, StoreError, Watch, WatchError, WriterEpoch,
+};
 use futures::future::{BoxFuture, FutureExt};
 use reader::Read;
 use rows::Rows;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::Thread;
 use std::time::Duration;
@@ -60,7 +65,9 @@ pub struct Sqlite {
     closed: CancellationToken,
     pump: Thread,
     pump_ended: CancellationToken,
+    path: PathBuf,
     place: String,
+    busy: Duration,
 }
 
 impl Sqlite {
@@ -81,7 +88,7 @@ impl Sqlite {
 
         let (writes, write_queue) = mpsc::channel(QUEUE);
         let (reads, read_queue) = mpsc::channel(QUEUE);
-        let poll = options.poll;
+        let (poll, busy) = (options.poll, options.busy);
         let writer = writer::Writer::new(write_rows, Arc::clone(&hub), Arc::clone(&clock), options);
         spawn(path, "store-writer", move || writer.run(write_queue))?;
         let read_clock = Arc::clone(&clock);
@@ -92,7 +99,8 @@ impl Sqlite {
             drop(pump_rows);
             drop(ended);
         })?;
-        Ok(Self { writes, reads, hub, clock, closed, pump, pump_ended, place: path.display().to_string() })
+        let place = path.display().to_string();
+        Ok(Self { writes, reads, hub, clock, closed, pump, pump_ended, path: path.to_owned(), place, busy })
     }
 
     fn is_open(&self) -> Result<(), StoreError> {
@@ -179,6 +187,14 @@ impl Store for Sqlite {
 
     fn watch(&self, prefixes: Vec<Key>, from: Option<u64>) -> BoxFuture<'_, Result<Watch, WatchError>> {
         self.watch_now(prefixes, from).boxed()
+    }
+
+    fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
+        async move {
+            self.is_open()?;
+            snapshot::begin(self.path.clone(), self.busy, self.clock.now(), self.closed.clone()).await
+        }
+        .boxed()
     }
 
     fn revision(&self) -> BoxFuture<'_, Result<u64, StoreError>> {

@@ -62,6 +62,11 @@ pub enum WatchError {
     Store(#[from] StoreError),
 }
 
+/// Turns a driver's events into those of a layer above it, in order; one whose answer is `None` is passed over.
+pub trait Lens: Send {
+    fn see(&mut self, event: Event) -> Result<Option<Event>, WatchError>;
+}
+
 /// A running watch. Dropping it ends it.
 pub struct Watch {
     hub: Arc<Hub>,
@@ -77,9 +82,12 @@ pub struct Watch {
     done: u64,
     /// Where reading goes on.
     read: u64,
+    /// The hub's era at its start.
+    era: u64,
     started: bool,
     over: bool,
     drowsy: Option<Drowsy>,
+    lens: Option<Box<dyn Lens>>,
 }
 
 impl Watch {
@@ -92,6 +100,7 @@ impl Watch {
         from: u64,
     ) -> Result<Self, WatchError> {
         let hint = hub.hint.subscribe();
+        let era = hub.era();
         let mut watch = Self {
             hub,
             hint,
@@ -102,9 +111,11 @@ impl Watch {
             begun: 0,
             done: from,
             read: from,
+            era,
             started: false,
             over: false,
             drowsy: None,
+            lens: None,
         };
         watch.fill().await.map_err(|error| match error {
             WatchError::Lagged { oldest } => WatchError::Compacted { oldest },
@@ -113,9 +124,22 @@ impl Watch {
         Ok(watch)
     }
 
+    /// Begun in that era: when the hub was rewound since, the first step says so.
+    pub(crate) fn since(mut self, era: u64) -> Self {
+        self.era = era;
+        self
+    }
+
     /// Makes every event late and alone, as the strict driver does.
     pub(crate) fn drowsy(mut self, seed: u64) -> Self {
         self.drowsy = Some(Drowsy { state: seed | 1 });
+        self
+    }
+
+    /// Shows every event but the first through the lens.
+    #[must_use]
+    pub fn through(mut self, lens: Box<dyn Lens>) -> Self {
+        self.lens = Some(lens);
         self
     }
 
@@ -133,7 +157,15 @@ impl Watch {
                 drowsy.nod().await;
             }
             if let Some(event) = self.pop() {
-                return Some(Ok(event));
+                let Some(lens) = &mut self.lens else { return Some(Ok(event)) };
+                match lens.see(event) {
+                    Ok(Some(event)) => return Some(Ok(event)),
+                    Ok(None) => continue,
+                    Err(error) => {
+                        self.over = true;
+                        return Some(Err(error));
+                    }
+                }
             }
             if let Err(error) = self.fill().await {
                 self.over = true;
@@ -185,6 +217,9 @@ impl Watch {
     /// Reads on, from the ring or from the history. Nothing changes if it is dropped half way.
     async fn fill(&mut self) -> Result<(), WatchError> {
         self.hint.mark_unchanged();
+        if self.hub.era() != self.era {
+            return Err(WatchError::Ahead { current: self.hub.latest() });
+        }
         let most = if self.drowsy.is_some() { 1 } else { 64 };
         let commits = match (self.hub.after(self.read, most), &self.history) {
             (Ok(commits), _) => commits,
@@ -246,12 +281,13 @@ struct Ring {
     commits: VecDeque<Arc<Commit>>,
     bytes: usize,
     latest: u64,
+    era: u64,
 }
 
 impl Hub {
     /// Begins at the store's present revision.
     pub(crate) fn new(revision: u64, room: Room) -> Self {
-        let ring = Ring { commits: VecDeque::new(), bytes: 0, latest: revision };
+        let ring = Ring { commits: VecDeque::new(), bytes: 0, latest: revision, era: 0 };
         Self { hint: watch::Sender::new(revision), ring: Mutex::new(ring), room }
     }
 
@@ -280,7 +316,6 @@ impl Hub {
     }
 
     /// Learns that the store is at that revision without having its commits: watches fetch them from the history.
-    #[cfg(feature = "sqlite")]
     pub(crate) fn advance(&self, revision: u64) {
         {
             let mut ring = self.lock();
@@ -291,6 +326,47 @@ impl Hub {
             ring.latest = revision;
         }
         self.tell(revision);
+    }
+
+    /// Adds commits if they follow at once on what is here; says whether they did. For those who can also learn of them later.
+    pub(crate) fn publish_next(&self, commits: Vec<Arc<Commit>>) -> bool {
+        let latest = {
+            let mut ring = self.lock();
+            if commits.first().is_none_or(|first| first.revision != ring.latest + 1) {
+                return false;
+            }
+            for commit in commits {
+                ring.push(commit);
+            }
+            while ring.commits.len() > self.room.commits || ring.bytes > self.room.bytes {
+                ring.drop_oldest();
+            }
+            ring.latest
+        };
+        self.tell(latest);
+        true
+    }
+
+    /// Learns that the store is another one than it was, or an older copy: it is at that revision, and what was seen of it does not
+    /// count. All watches end with [`WatchError::Ahead`].
+    pub(crate) fn rewind(&self, revision: u64) {
+        {
+            let mut ring = self.lock();
+            ring.empty();
+            ring.latest = revision;
+            ring.era += 1;
+        }
+        self.hint.send_modify(|seen| *seen = revision);
+    }
+
+    /// How often the store was rewound.
+    pub(crate) fn era(&self) -> u64 {
+        self.lock().era
+    }
+
+    /// The newest revision heard of.
+    pub(crate) fn latest(&self) -> u64 {
+        self.lock().latest
     }
 
     /// Up to `most` commits after that revision, or the oldest revision held.
@@ -385,6 +461,28 @@ mod tests {
         hub.publish([commit(20, "e")]);
         assert_eq!(revisions(hub.after(14, 9)), Err(20));
         assert_eq!(revisions(hub.after(19, 9)), Ok(vec![20]));
+    }
+
+    #[tokio::test]
+    async fn a_store_that_went_back_ends_its_watches() {
+        let hub = Arc::new(Hub::new(10, Room { commits: 9, bytes: 1 << 20 }));
+        let start = || Watch::start(Arc::clone(&hub), CancellationToken::new(), None, vec![], 10);
+        let (mut before, era) = (start().await.unwrap(), hub.era());
+        assert_eq!(before.next().await, Some(Ok(Event::Init { revision: 10 })));
+        hub.rewind(7);
+        assert_eq!(before.next().await, Some(Err(WatchError::Ahead { current: 7 })));
+        assert_eq!(before.next().await, None);
+        let mut between = start().await.unwrap().since(era);
+        assert_eq!(between.next().await, Some(Ok(Event::Init { revision: 10 })));
+        assert_eq!(between.next().await, Some(Err(WatchError::Ahead { current: 7 })));
+    }
+
+    #[test]
+    fn commits_are_added_early_only_without_a_gap() {
+        let hub = Hub::new(10, Room { commits: 9, bytes: 1 << 20 });
+        assert!(!hub.publish_next(vec![commit(12, "a")]) && !hub.publish_next(vec![commit(10, "a")]) && !hub.publish_next(vec![]));
+        assert!(hub.publish_next(vec![commit(11, "a"), commit(12, "b")]));
+        assert_eq!(revisions(hub.after(10, 9)), Ok(vec![11, 12]));
     }
 
     #[test]

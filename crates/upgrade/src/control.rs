@@ -184,4 +184,4 @@ pub fn faults(control: &ControlRecord) -> Vec<String> {
 
 #[cfg(test)]
 #[path = "control/tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -135,7 +135,7 @@ pub fn narrow(control: &ControlRecord, role: &str, lo: u64, hi: u64, members: &[
     }
     let outside = members
         .iter()
-        .filter(|member| is_in(role, member) && !(lo..=hi).contains(&member.spec.version.major()) && !evicted(control, member));
+        .filter(|member| is_in(role, member) && !(lo..=hi).contains(&member.spec.version.major()) && !is_evicted(control, member));
     let names = crate::inventory::name_hosts(outside.map(|member| format!("{} ({})", member.spec.hostname, member.spec.version)));
     if !names.is_empty() {
         return Err(IllegalMove::Outside { role, lo, hi, names });
@@ -162,7 +162,7 @@ pub(crate) fn is_in(role: &str, member: &Resource<Member>) -> bool {
     member.spec.roles.iter().any(|system| system.window(member.spec.state == "draining") == Some(role))
 }
 
-fn evicted(control: &ControlRecord, member: &Resource<Member>) -> bool {
+pub(crate) fn is_evicted(control: &ControlRecord, member: &Resource<Member>) -> bool {
     control.evictions.iter().any(|eviction| eviction.get("member").and_then(serde_json::Value::as_str) == Some(member.name().as_str()))
 }
 

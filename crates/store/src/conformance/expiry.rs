@@ -126,7 +126,7 @@ pub(super) async fn limit(world: World) {
 }
 
 impl World {
-    fn clock_after(&self, length: Duration) -> types::Time {
+    pub(super) fn clock_after(&self, length: Duration) -> types::Time {
         use crate::Clock as _;
         self.clock.now().plus(length)
     }

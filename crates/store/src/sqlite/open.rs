@@ -65,6 +65,15 @@ pub(super) fn prepare(path: &Path) -> Result<(), OpenError> {
     tighten(path)
 }
 
+/// Whether a file is there, which then is a good one. Nothing is touched.
+pub(super) fn check(path: &Path) -> Result<bool, OpenError> {
+    match std::fs::File::open(path) {
+        Ok(file) => judge(path, file).map(|()| true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io(path, &error)),
+    }
+}
+
 /// A connection for one thread.
 pub(super) fn connect(path: &Path, busy: Duration) -> Result<Connection, OpenError> {
     let fault = |error: rusqlite::Error| fault(path, &error);
@@ -183,13 +192,13 @@ fn tighten(path: &Path) -> Result<(), OpenError> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(|error| io(path, &error))
 }
 
-fn with_tail(path: &Path, tail: &str) -> PathBuf {
+pub(super) fn with_tail(path: &Path, tail: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(tail);
     name.into()
 }
 
-fn io(path: &Path, error: &std::io::Error) -> OpenError {
+pub(super) fn io(path: &Path, error: &std::io::Error) -> OpenError {
     match error.kind() {
         ErrorKind::StorageFull => OpenError::Full { path: path.into() },
         ErrorKind::ReadOnlyFilesystem => OpenError::ReadOnly { path: path.into() },
@@ -207,6 +216,10 @@ pub(super) fn fault(path: &Path, error: &rusqlite::Error) -> OpenError {
         StoreError::ReadOnly { .. } => OpenError::ReadOnly { path },
         StoreError::Corrupt { detail, .. } => OpenError::Damaged { path, detail },
         StoreError::Io { detail, .. } => OpenError::Io { path, detail },
-        StoreError::Closed => OpenError::Io { path, detail: error.to_string() },
+        StoreError::Closed
+        | StoreError::Unreachable { .. }
+        | StoreError::Refused { .. }
+        | StoreError::Quota { .. }
+        | StoreError::SnapshotLost { .. } => OpenError::Io { path, detail: error.to_string() },
     }
 }

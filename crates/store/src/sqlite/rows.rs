@@ -76,29 +76,31 @@ impl Rows {
 
     /// A page and the revision it shows.
     pub(super) fn page(&self, from: &Key, to: &Key, limit: usize, now: Time) -> Sql<Page> {
-        let limit = limit.clamp(1, MAX_PAGE);
         let transaction = self.connection.unchecked_transaction()?;
         let revision = self.revision()?;
-        let mut page = Page { items: Vec::new(), next: None, revision };
-        let mut bytes = 0;
-        {
-            let mut statement = self.connection.prepare_cached(
-                "SELECT key, revision, expires, value FROM item
-                 WHERE key >= ?1 AND key < ?2 AND (expires IS NULL OR expires > ?3) ORDER BY key",
-            )?;
-            let mut rows = statement.query(params![from.as_bytes(), to.as_bytes(), now.unix_millis()])?;
-            while let Some(row) = rows.next()? {
-                if page.items.len() == limit || bytes > PAGE_BYTES {
-                    page.next = Some(Key::stored(row.get::<_, Vec<u8>>(0)?));
-                    break;
-                }
-                let item = item(row)?;
-                bytes += item.value.len();
-                page.items.push(item);
-            }
-        }
+        let (items, next) = self.part(from, to, limit, now)?;
         transaction.commit()?;
-        Ok(page)
+        Ok(Page { items, next, revision })
+    }
+
+    /// A page inside whatever transaction there is, and where the next one starts.
+    pub(super) fn part(&self, from: &Key, to: &Key, limit: usize, now: Time) -> Sql<(Vec<Item>, Option<Key>)> {
+        let limit = limit.clamp(1, MAX_PAGE);
+        let (mut items, mut bytes) = (Vec::new(), 0);
+        let mut statement = self.connection.prepare_cached(
+            "SELECT key, revision, expires, value FROM item
+             WHERE key >= ?1 AND key < ?2 AND (expires IS NULL OR expires > ?3) ORDER BY key",
+        )?;
+        let mut rows = statement.query(params![from.as_bytes(), to.as_bytes(), now.unix_millis()])?;
+        while let Some(row) = rows.next()? {
+            if items.len() == limit || bytes > PAGE_BYTES {
+                return Ok((items, Some(Key::stored(row.get::<_, Vec<u8>>(0)?))));
+            }
+            let item = item(row)?;
+            bytes += item.value.len();
+            items.push(item);
+        }
+        Ok((items, None))
     }
 
     /// Commits after a revision, whole. The inner error says that the first of them is gone.
@@ -227,7 +229,8 @@ pub(super) fn named(place: &str, error: &rusqlite::Error) -> StoreError {
     let place = place.to_owned();
     let detail = error.to_string();
     match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Busy { place },
+        // "Locking protocol" is what remains when another process stands still in the middle of taking a lock.
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed) => StoreError::Busy { place },
         Some(ErrorCode::DiskFull) => StoreError::Full { place },
         Some(ErrorCode::ReadOnly) => StoreError::ReadOnly { place },
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Corrupt { place, detail },

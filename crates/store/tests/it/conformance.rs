@@ -1,10 +1,11 @@
 //! The conformance suite on both drivers, and the reference model under random operations.
 
-use crate::clock;
+use crate::{clock, servers};
 use proptest::prelude::*;
 use std::sync::Arc;
-use store::conformance::{World, model, run};
-use store::{Memory, Sqlite, memory};
+use std::time::Duration;
+use store::conformance::{World, model, run, run_async};
+use store::{Etcd, Memory, Postgres, Sqlite, etcd, memory, postgres};
 use tempfile::TempDir;
 
 fn in_memory(options: memory::Options) -> World {
@@ -20,6 +21,26 @@ fn in_sqlite(dirs: &TempDir) -> World {
     let clock = clock();
     let open = || Arc::new(Sqlite::open(&dir.join("sqlite.db"), clock.clone()).unwrap());
     World { store: open(), twin: open(), clock: clock.clone() }
+}
+
+/// Two handles on a new schema of the shared database.
+async fn in_postgres(port: u16) -> World {
+    let clock = clock();
+    let mut options = postgres::Options::new(vec![format!("127.0.0.1:{port}")], "postgres", servers::USER);
+    options.password_file = Some(servers::password_file());
+    options.schema = servers::unique("conformance");
+    options.poll = Duration::from_millis(5);
+    let (store, twin) = (Postgres::open(options.clone(), clock.clone()).await, Postgres::open(options, clock.clone()).await);
+    World { store: Arc::new(store.unwrap()), twin: Arc::new(twin.unwrap()), clock }
+}
+
+/// Two handles on a new prefix of the shared etcd.
+async fn in_etcd() -> World {
+    let clock = clock();
+    let mut options = etcd::Options::new(vec![format!("127.0.0.1:{}", servers::etcd().port)]);
+    options.prefix = servers::unique("/conformance/");
+    let (store, twin) = (Etcd::open(options.clone(), clock.clone()).await, Etcd::open(options, clock.clone()).await);
+    World { store: Arc::new(store.unwrap()), twin: Arc::new(twin.unwrap()), clock }
 }
 
 #[tokio::test]
@@ -38,6 +59,21 @@ async fn easy_memory_keeps_the_contract() {
 async fn sqlite_keeps_the_contract() {
     let dirs = tempfile::tempdir().unwrap();
     run(|| in_sqlite(&dirs)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_keeps_the_contract() {
+    run_async(|| in_postgres(servers::postgres().port)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_behind_a_transaction_pool_keeps_the_contract() {
+    run_async(|| in_postgres(servers::pgbouncer())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_keeps_the_contract() {
+    run_async(in_etcd).await;
 }
 
 fn block_on(future: impl Future<Output = ()>) {

@@ -4,8 +4,14 @@
 mod conformance;
 mod documents;
 mod durability;
+mod etcd;
+mod load;
 mod memory;
+mod postgres;
+mod proxy;
 mod reopen;
+mod servers;
+mod zombie;
 
 use std::sync::Arc;
 use store::{Key, Manual};
@@ -13,6 +19,11 @@ use types::Time;
 
 fn key(text: &str) -> Key {
     Key::parse(text).unwrap()
+}
+
+/// A number from the environment, for longer runs than usual.
+fn rounds(usual: usize) -> usize {
+    std::env::var("LOCKGATE_STORE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
 fn clock() -> Arc<Manual> {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::inventory::tests::member;
 
-fn v(text: &str) -> Version {
+pub(crate) fn v(text: &str) -> Version {
     text.parse().unwrap()
 }
 fn born(version: &str) -> ControlRecord {

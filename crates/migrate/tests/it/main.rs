@@ -1,0 +1,12 @@
+//! Migrations on whole stores: every crash point, two runners, writers on both sides, bad rows, the mirror against a model.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
+
+mod at_once;
+mod crash;
+mod drivers;
+mod fault;
+mod meddle;
+mod mirror;
+mod model;
+mod rows;
+mod samples;

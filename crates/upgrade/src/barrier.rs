@@ -1,0 +1,78 @@
+//! The barrier between two changes of the windows (design 3.3): who must have heard of the last one before the next may widen.
+//!
+//! Each Auth Service holds a *seat*, a short lease with the generation of windows by which it admits members. It acknowledges a
+//! generation only when it admits by it. A seat that lapses counts no more, because its holder admits nobody until it has read
+//! the record again. So when every seat has the present generation, and no member stands outside the present windows, every
+//! member that can exist was admitted by windows that are legal together with the next ones. Narrowing needs no barrier: what
+//! an Auth Service that has not heard of it admits meanwhile was legal beside everything else, and is outside at the next
+//! widening, which then waits. The interleavings are a property test. Caller: `auth::windows`.
+
+use crate::{
+    inventory::name_hosts,
+    windows::{IllegalMove, ROLES, is_evicted, is_in, narrow, widen},
+};
+use types::{ControlRecord, Resource, Version, kind::Member};
+
+/// One Auth Service's lease, while it lives.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seat {
+    /// For people: name and address.
+    pub name: String,
+    pub version: Version,
+    /// The generation of windows by which it admits.
+    pub acknowledged: u64,
+}
+
+/// A change of the windows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Move {
+    /// Admits one more major, the next above or below.
+    Widen { role: String, major: u64 },
+    /// Leaves these majors of what is admitted.
+    Narrow { role: String, lo: u64, hi: u64 },
+}
+
+/// Why the windows are not changed now.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refused {
+    #[error(transparent)]
+    Illegal(#[from] IllegalMove),
+    /// Passes by itself: they acknowledge, or their leases lapse.
+    #[error("these Auth Services have not acknowledged generation {generation} of the windows: {names}")]
+    Behind { generation: u64, names: String },
+    #[error("these members are outside the windows and must leave, or be evicted, first: {names}")]
+    Outside { names: String },
+}
+
+/// The record after the move, or why it must not be made now.
+pub fn change(control: &ControlRecord, wanted: &Move, seats: &[Seat], members: &[Resource<Member>]) -> Result<ControlRecord, Refused> {
+    match wanted {
+        Move::Narrow { role, lo, hi } => Ok(narrow(control, role, *lo, *hi, members)?),
+        Move::Widen { role, major } => {
+            let next = widen(control, role, *major)?;
+            let behind = seats.iter().filter(|seat| seat.acknowledged != control.window_gen);
+            let names = name_hosts(behind.map(|seat| format!("{} ({})", seat.name, seat.version)));
+            if !names.is_empty() {
+                return Err(Refused::Behind { generation: control.window_gen, names });
+            }
+            let names = name_hosts(
+                members
+                    .iter()
+                    .filter(|member| outside(control, member))
+                    .map(|member| format!("{} ({})", member.spec.hostname, member.spec.version)),
+            );
+            if names.is_empty() { Ok(next) } else { Err(Refused::Outside { names }) }
+        }
+    }
+}
+
+/// Whether a member stands outside a window of one of its roles, and nobody has evicted it.
+pub fn outside(control: &ControlRecord, member: &Resource<Member>) -> bool {
+    let major = member.spec.version.major();
+    let out = |role: &str| is_in(role, member) && control.windows.get(role).is_none_or(|window| !window.contains(major));
+    ROLES.into_iter().any(out) && !is_evicted(control, member)
+}
+
+#[cfg(test)]
+#[path = "barrier/tests.rs"]
+mod tests;
