@@ -26,7 +26,7 @@ if [ -n "$missing" ]; then
     fi
     echo "installing:$missing"
     $as_root apt-get -qq update
-    # The tests start OpenSSH servers of their own; installing the package should not start the system's.
+    # The tests start servers of their own; installing a package should not start the system's.
     # shellcheck disable=SC2086
     $as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq -y --no-install-recommends install $missing </dev/null
 fi

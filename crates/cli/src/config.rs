@@ -4,6 +4,14 @@
 //! Unknown keys and wrong types are errors with line and column; all faults of meaning are reported at once by
 //! [`Config::check`]. Relative paths are taken from the file's directory.
 
+mod backup;
+mod storage;
+
+pub(crate) use backup::Backup;
+pub(crate) use storage::Storage;
+#[cfg(feature = "server")]
+pub(crate) use storage::StorageType;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -46,6 +54,8 @@ pub(crate) struct General {
     pub(crate) auth_token: Option<String>,
     /// Address of an Auth Service to join directly, `host:port`.
     pub(crate) auth_server: Option<String>,
+    /// The same of several Auth Services of one cluster, in place of `auth_server`: connections spread over them, and when one is down the others serve.
+    pub(crate) auth_servers: Vec<String>,
     /// Address of a Proxy to join through, `host:port`. The process then opens no port.
     pub(crate) proxy_server: Option<String>,
     /// Pins of the cluster's authority, `sha256:<hex>`: who joins checks them before showing its token.
@@ -87,24 +97,6 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// Where the Auth Service keeps the cluster's state.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Storage {
-    /// `sqlite`, or `memory` for experiments. Default: sqlite.
-    #[serde(rename = "type")]
-    pub(crate) kind: Option<StorageType>,
-    /// The SQLite file. Default: `auth/state.db` in the data directory.
-    pub(crate) path: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum StorageType {
-    Sqlite,
-    Memory,
-}
-
 /// The Auth Service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -117,10 +109,14 @@ pub(crate) struct AuthService {
     pub(crate) public_addr: Vec<String>,
     /// The cluster's name, fixed at its birth. Default: the node's name.
     pub(crate) cluster_name: Option<String>,
-    /// Join tokens that always exist: `roles:secret`, e.g. `node,proxy:/run/secrets/token` (a path is read).
+    /// Join tokens that always exist: `roles:secret`, e.g. `node,proxy:/run/secrets/token` (a path is read). A secret has 16 characters at least.
     pub(crate) tokens: Vec<String>,
     /// How people log in.
     pub(crate) authentication: Authentication,
+    /// Backups made by themselves. Default: none.
+    pub(crate) backup: Option<Backup>,
+    /// Where recordings are kept. Default: `auth/recordings` in the data directory. Several Auth Services of one cluster name one directory that they share.
+    pub(crate) recordings_dir: Option<PathBuf>,
     /// Allows pre-releases on this cluster; judged at its birth only (rule G2). Default: no.
     pub(crate) allow_prerelease: Option<bool>,
 }
@@ -157,6 +153,8 @@ pub(crate) struct ProxyService {
     pub(crate) listen_addr: Option<String>,
     /// What clients call this Proxy, `host:port`; goes into links and certificates. Default: the node's name and port.
     pub(crate) public_addr: Vec<String>,
+    /// Where agents reach this Proxy and no other, `host:port`, when `public_addr` leads to several (a load balancer, a shared name). Default: the first `public_addr`.
+    pub(crate) tunnel_addr: Option<String>,
     /// Web certificates in place of the cluster's own; re-read when the files change.
     pub(crate) https_keypairs: Vec<KeyPair>,
 }
@@ -216,7 +214,14 @@ impl Config {
     fn resolve_paths(&mut self, directory: &Path) {
         let pairs = self.proxy_service.https_keypairs.iter_mut().flat_map(|pair| [&mut pair.key_file, &mut pair.cert_file]);
         let general = &mut self.lockgate;
-        for path in pairs.chain(general.data_dir.iter_mut()).chain(general.storage.path.iter_mut()).chain(general.pid_file.iter_mut()) {
+        let backups = self.auth_service.backup.iter_mut().filter_map(|backup| backup.dir.as_mut());
+        for path in pairs
+            .chain(general.data_dir.iter_mut())
+            .chain(general.storage.paths_mut())
+            .chain(self.auth_service.recordings_dir.iter_mut())
+            .chain(general.pid_file.iter_mut())
+            .chain(backups)
+        {
             if path.is_relative() {
                 *path = directory.join(&*path);
             }
@@ -237,10 +242,24 @@ impl Config {
         if general.auth_server.is_some() && general.proxy_server.is_some() {
             fault("lockgate.auth_server", "given together with proxy_server; a process joins by one of them".into());
         }
+        if !general.auth_servers.is_empty() && (general.auth_server.is_some() || general.proxy_server.is_some()) {
+            fault("lockgate.auth_servers", "given together with auth_server or proxy_server; a process joins by one of them".into());
+        }
         for (key, address) in [("lockgate.auth_server", &general.auth_server), ("lockgate.proxy_server", &general.proxy_server)] {
             if let Some(Err(why)) = address.as_deref().map(check_address) {
                 fault(key, why);
             }
+        }
+        for address in &general.auth_servers {
+            if let Err(why) = check_address(address) {
+                fault("lockgate.auth_servers", why);
+            }
+        }
+        for (key, why) in general.storage.check() {
+            fault(key, why);
+        }
+        for (key, why) in self.auth_service.backup.iter().flat_map(Backup::check) {
+            fault(key, why);
         }
         for pin in &general.ca_pin {
             if pin.strip_prefix("sha256:").is_none_or(|hex| hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit())) {
@@ -274,6 +293,9 @@ impl Config {
             if let Err(why) = check_address(address) {
                 fault("proxy_service.public_addr", why);
             }
+        }
+        if let Some(Err(why)) = self.proxy_service.tunnel_addr.as_deref().map(check_address) {
+            fault("proxy_service.tunnel_addr", why);
         }
         for (key, value) in &self.ssh_service.labels {
             if let Err(error) = types::label::check_label(key, value) {

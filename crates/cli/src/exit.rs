@@ -29,12 +29,17 @@ impl Failure {
         let style = crate::output::Style::of_stderr();
         eprintln!("{} could not {}", style.red("error:"), self.what);
         let code = if self.cause.code.is_empty() { String::new() } else { format!(" [{}]", self.cause.code) };
-        eprintln!("{} {}{code}", style.dim("cause:"), self.cause.message);
+        eprintln!("{} {}{}", style.dim("cause:"), plain(&self.cause.message), plain(&code));
         if let Some(hint) = &self.cause.hint {
-            eprintln!("{} {hint}", style.dim("hint:"));
+            eprintln!("{} {}", style.dim("hint:"), plain(hint));
         }
         if self.cause.is(Code::Usage) { ExitCode::from(2) } else { ExitCode::FAILURE }
     }
+}
+
+/// Text of a peer: no control character of it reaches the terminal, and it stays on its line.
+fn plain(text: &str) -> String {
+    crate::output::one_line(text.to_owned())
 }
 
 /// Gives an error its "could not …".
@@ -58,7 +63,7 @@ impl From<Public> for Cause {
 }
 impl From<std::io::Error> for Cause {
     fn from(error: std::io::Error) -> Self {
-        Self(Public::new(Code::Internal, error.to_string()))
+        Self(io(&error))
     }
 }
 impl From<Failure> for Cause {
@@ -90,6 +95,13 @@ impl From<types::document::BadDocument> for Cause {
     fn from(error: types::document::BadDocument) -> Self {
         Self(Public::new(Code::Malformed, error.to_string()))
     }
+}
+
+/// A file that somebody named and that cannot be used is his to correct; other faults are not.
+pub(crate) fn io(error: &std::io::Error) -> Public {
+    use std::io::ErrorKind::{AlreadyExists, IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+    let his = matches!(error.kind(), NotFound | PermissionDenied | AlreadyExists | IsADirectory | NotADirectory | ReadOnlyFilesystem);
+    Public::new(if his { Code::Usage } else { Code::Internal }, error.to_string())
 }
 
 /// Wrong usage: exit status 2.

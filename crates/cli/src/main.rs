@@ -15,6 +15,8 @@
 #[cfg(feature = "server")]
 mod config;
 mod connection;
+mod debug;
+mod environment;
 mod exit;
 mod output;
 mod reference;
@@ -70,4 +72,26 @@ fn lockgate(words: Vec<std::ffi::OsString>) -> exit::Outcome {
 #[cfg(not(feature = "server"))]
 fn lockgate(_words: Vec<std::ffi::OsString>) -> exit::Outcome {
     Err(exit::Failure::new("start a service", exit::usage("this build has only tsh and tctl")))
+}
+
+#[cfg(test)]
+mod tests {
+    fn check(command: &clap::Command, path: &str) {
+        for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+            assert!(argument.get_help().is_some(), "{path}: {} has no help", argument.get_id());
+        }
+        for inner in command.get_subcommands() {
+            let path = format!("{path} {}", inner.get_name());
+            assert!(inner.get_about().is_some(), "{path} has no help");
+            check(inner, &path);
+        }
+    }
+
+    #[test]
+    fn every_command_and_every_flag_says_what_it_is_for() {
+        check(&crate::tsh::command(), "tsh");
+        check(&crate::tctl::command(), "tctl");
+        #[cfg(feature = "server")]
+        check(&crate::server::command(), "lockgate");
+    }
 }

@@ -7,6 +7,9 @@ use serde::Serialize;
 use std::io::{IsTerminal, Write as _};
 use types::{Code, Public};
 
+/// How a host without an address of its own is reached, in tables.
+pub(crate) const TUNNEL: &str = "⟵ Tunnel";
+
 /// `--format`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub(crate) enum Format {
@@ -28,6 +31,9 @@ impl Style {
     }
     pub(crate) fn of_stderr() -> Self {
         Self { colour: wanted(std::io::stderr().is_terminal()) }
+    }
+    pub(crate) fn has_colour(self) -> bool {
+        self.colour
     }
     fn paint(self, text: &str, code: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
@@ -103,7 +109,7 @@ impl Table {
 }
 
 /// Control characters of strangers must not reach the terminal.
-fn one_line(text: String) -> String {
+pub(crate) fn one_line(text: String) -> String {
     if text.chars().any(char::is_control) {
         text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
     } else {
@@ -159,16 +165,6 @@ pub(crate) fn write_out(text: &str) -> Result<(), Public> {
 /// A time as a service wrote it, without the fraction of a second.
 pub(crate) fn seconds(time: &str) -> String {
     time.parse::<types::Time>().map_or_else(|_| time.to_owned(), |at| at.whole_seconds().to_string())
-}
-
-/// `--debug` of the clients: what happens, on standard error.
-pub(crate) fn debug_log(wanted: bool) {
-    if wanted {
-        let filter =
-            tracing_subscriber::EnvFilter::try_from_env("LOCKGATE_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("debug"));
-        let colour = Style::of_stderr().colour;
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
-    }
 }
 
 #[cfg(test)]

@@ -40,6 +40,10 @@ pub struct Setup {
     pub otp: bool,
     pub allow_prerelease: bool,
     pub labels: Vec<(String, String)>,
+    /// `lockgate.storage` of the Auth Services, in YAML; a store of its own when absent.
+    pub storage: Option<String>,
+    /// A second Auth Service on the same store. Only in a split cluster.
+    pub second_auth: bool,
     /// Programs for the three services; a cluster in one process uses the first.
     pub auth: PathBuf,
     pub proxy: PathBuf,
@@ -56,6 +60,8 @@ impl Default for Setup {
             otp: false,
             allow_prerelease: false,
             labels: vec![("env".into(), "test".into())],
+            storage: None,
+            second_auth: false,
             auth: program.clone(),
             proxy: program.clone(),
             node: program,
@@ -224,6 +230,7 @@ pub enum Way {
 pub struct Cluster {
     pub name: String,
     pub auth_port: u16,
+    second_auth_port: Option<u16>,
     pub web_port: u16,
     pub jump_port: u16,
     pub home: PathBuf,
@@ -264,6 +271,7 @@ impl Cluster {
             allowed: Mutex::default(),
             _dir: dir,
             auth_port,
+            second_auth_port: None,
             web_port,
             jump_port,
             setup,
@@ -274,12 +282,7 @@ impl Cluster {
 
     fn begin(&mut self) {
         let setup = self.setup.clone();
-        let auth_yaml = format!(
-            "auth_service:\n  enabled: true\n  listen_addr: 127.0.0.1:{}\n  public_addr: ['127.0.0.1:{0}']\n  cluster_name: {}\n  authentication:\n    second_factor: '{}'\n",
-            self.auth_port,
-            setup.name,
-            if setup.otp { "otp" } else { "off" }
-        );
+        let auth_yaml = self.auth_yaml(self.auth_port);
         let (first, rest) = if setup.split {
             ("auth", "proxy_service: {enabled: false}\nssh_service: {enabled: false}\n".to_owned())
         } else {
@@ -293,6 +296,14 @@ impl Cluster {
         self.members.push(auth);
         self.members[0].wait_ready();
         self.pins = self.pins_now();
+        if setup.second_auth {
+            let port = free_port();
+            let second = self.new_auth("auth2", port, &setup.auth);
+            second.start();
+            second.wait_ready();
+            lock(&self.joined).push(std::sync::Arc::new(second));
+            self.second_auth_port = Some(port);
+        }
         if setup.split {
             let proxy = self.new_proxy("proxy1", &setup.proxy);
             proxy.start();
@@ -310,6 +321,47 @@ impl Cluster {
         }
     }
 
+    fn auth_yaml(&self, port: u16) -> String {
+        let storage = self.setup.storage.as_ref().map_or_else(String::new, |storage| format!("  storage: {storage}\n"));
+        let recordings = match self.setup.second_auth {
+            true => format!("  recordings_dir: {}\n", self.home.join("recordings").display()),
+            false => String::new(),
+        };
+        storage
+            + &format!(
+                "auth_service:\n  enabled: true\n  listen_addr: 127.0.0.1:{port}\n  public_addr: ['127.0.0.1:{port}']\n  cluster_name: {}\n{recordings}  authentication:\n    second_factor: '{}'\n",
+                self.setup.name,
+                if self.setup.otp { "otp" } else { "off" }
+            )
+    }
+
+    /// A further Auth Service on the cluster's store; not started.
+    pub fn new_auth(&self, name: &str, port: u16, program: &Path) -> Member {
+        let rest = "proxy_service: {enabled: false}\nssh_service: {enabled: false}\n";
+        Member::new(&self.home, name, program, 0, &(self.auth_yaml(port) + rest))
+    }
+
+    /// The Auth Services, as members are given them.
+    fn auths_yaml(&self) -> String {
+        match self.second_auth_port {
+            Some(second) => format!("  auth_servers: ['127.0.0.1:{}', '127.0.0.1:{second}']\n", self.auth_port),
+            None => format!("  auth_server: 127.0.0.1:{}\n", self.auth_port),
+        }
+    }
+
+    /// A further Proxy on ports of its own, which has a token; not started. Its `host:port` too.
+    pub fn another_proxy(&self, name: &str) -> (Member, String) {
+        let port = free_port();
+        let yaml = format!("{}  ca_pin: {:?}\n", self.auths_yaml(), self.pins)
+            + "auth_service: {enabled: false}\nssh_service: {enabled: false}\n"
+            + &format!(
+                "proxy_service:\n  enabled: true\n  web_listen_addr: 127.0.0.1:{port}\n  listen_addr: 'off'\n  public_addr: ['127.0.0.1:{port}']\n"
+            );
+        let proxy = Member::new(&self.home, name, &self.setup.proxy, 0, &yaml);
+        proxy.set_args([format!("--token={}", self.token("proxy"))]);
+        (proxy, format!("127.0.0.1:{port}"))
+    }
+
     fn proxy_yaml(&self) -> String {
         format!(
             "proxy_service:\n  enabled: true\n  web_listen_addr: 127.0.0.1:{}\n  listen_addr: 127.0.0.1:{}\n  public_addr: ['127.0.0.1:{0}']\n",
@@ -319,7 +371,7 @@ impl Cluster {
 
     /// A Proxy on this cluster's ports that has a token; not started.
     pub fn new_proxy(&self, name: &str, program: &Path) -> Member {
-        let yaml = format!("  auth_server: 127.0.0.1:{}\n  ca_pin: {:?}\n", self.auth_port, self.pins)
+        let yaml = format!("{}  ca_pin: {:?}\n", self.auths_yaml(), self.pins)
             + "auth_service: {enabled: false}\nssh_service: {enabled: false}\n"
             + &self.proxy_yaml();
         let proxy = Member::new(&self.home, name, program, 0, &yaml);
@@ -332,7 +384,7 @@ impl Cluster {
         let ssh_port = free_port();
         let server = match way {
             Way::Tunnel => format!("  proxy_server: 127.0.0.1:{}\n", self.web_port),
-            Way::Direct => format!("  auth_server: 127.0.0.1:{}\n", self.auth_port),
+            Way::Direct => self.auths_yaml(),
         };
         let yaml = format!("{server}  ca_pin: {:?}\nauth_service: {{enabled: false}}\nproxy_service: {{enabled: false}}\n", self.pins)
             + &ssh_yaml(true, ssh_port, labels);
@@ -372,6 +424,10 @@ impl Cluster {
         names.collect()
     }
 
+    /// The second Auth Service of a cluster that has one.
+    pub fn second_auth(&self) -> std::sync::Arc<Member> {
+        lock(&self.joined).iter().find(|member| member.name == "auth2").expect("a second Auth Service").clone()
+    }
     /// The process with the Auth Service; of a cluster in one process, the process.
     pub fn auth(&self) -> &Member {
         &self.members[0]

@@ -21,6 +21,9 @@ pub fn somebody() -> &'static str {
     NAME.get_or_init(|| account("lgtest2"))
 }
 
+/// By this `scripts/with-accounts.sh` knows which accounts to remove when the tests have ended.
+const ACCOUNT_MARK: &str = "Lockgate tests";
+
 fn account(name: &str) -> String {
     let uid = nix::unistd::geteuid();
     if !uid.is_root() {
@@ -29,7 +32,8 @@ fn account(name: &str) -> String {
     let exists = || nix::unistd::User::from_name(name).ok().flatten().is_some();
     if !exists() {
         // Another test program may be faster.
-        let made = Run::new("useradd").args(["--create-home", "--shell", "/bin/sh", name]).go();
+        let words = ["--create-home", "--shell", "/bin/sh", "--comment", ACCOUNT_MARK, name];
+        let made = Run::new("useradd").args(words).go();
         assert!(exists(), "{made}");
     }
     name.to_owned()
@@ -114,6 +118,11 @@ impl Person {
     /// `tsh ssh login@host command`
     pub fn ssh(&self, target: &str, command: &str) -> Run {
         self.tsh(["ssh", target]).arg(command)
+    }
+    /// From now on by another Proxy, `host:port`.
+    pub fn at(mut self, proxy: &str) -> Person {
+        proxy.clone_into(&mut self.proxy);
+        self
     }
     /// The same person in another place, not logged in there.
     pub fn elsewhere(&self, place: &str) -> Person {

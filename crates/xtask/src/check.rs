@@ -5,7 +5,7 @@
 //! The quick steps come first, so that a person who watches sees a slip at once. New step: one line in `STEPS`.
 
 use crate::run::{Root, capture};
-use crate::{arrows, golden, reference, scan, supply};
+use crate::{arrows, frozen, golden, reference, scan, supply};
 use anyhow::{Result, bail};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -60,6 +60,11 @@ const STEPS: &[Step] = &[
         name: "advisories",
         about: "floors, withdrawn versions, RustSec where reachable",
         run: |root| supply::advisories(root).unwrap_or_else(failed),
+    },
+    Step {
+        name: "migrations",
+        about: "released migrations are as they were released",
+        run: |root| frozen::frozen(root).unwrap_or_else(failed),
     },
     Step { name: "clippy", about: "clippy, warnings denied", run: clippy },
     Step { name: "doc", about: "documentation builds, warnings denied", run: doc },

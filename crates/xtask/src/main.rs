@@ -8,6 +8,7 @@
 
 mod arrows;
 mod check;
+mod frozen;
 mod golden;
 mod reference;
 mod run;

@@ -12,7 +12,7 @@ use crate::source::{Source, sources};
 use anyhow::Result;
 
 /// Crates without runtime, clock, randomness, sockets, files and hash order.
-pub(crate) const PURE: &[&str] = &["types", "rules", "wire", "upgrade"];
+pub(crate) const PURE: &[&str] = &["types", "rules", "wire", "upgrade", "backup"];
 /// The only files that may say `unsafe`; each explains why in its header.
 const UNSAFE_FILES: &[&str] = &["crates/agent/src/ssh/spawn.rs"];
 /// Crates that print for a living.

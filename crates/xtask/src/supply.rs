@@ -4,7 +4,7 @@
 //! parts: the floors of advisories.toml, always; versions withdrawn from the registry, when the registry answers; and the
 //! RustSec database, when its git repository can be fetched. A part that could not be done is told as a note, never hidden.
 //!
-//! cargo-deny is compiled once into .cache/tools (`make tools`; 2.6 minutes on two cores, measured); an own check of
+//! cargo-deny is compiled once into .cache/tools (`make tools`; 97 s of processor time, measured); an own check of
 //! licences would save those minutes, and would have to read licence expressions and texts as well as it does.
 
 use crate::check::Findings;

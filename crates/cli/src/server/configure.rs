@@ -7,7 +7,7 @@ use crate::{
     output::{Style, write_out},
 };
 use std::{fmt::Write as _, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path, process::ExitCode};
-use types::{Code, Public};
+use types::{Code, Public, SystemRole};
 
 pub(super) fn configure(args: &ConfigureArgs) -> Outcome {
     match &args.test {
@@ -50,8 +50,8 @@ fn quoted(text: &str) -> String {
 }
 
 fn render(args: &ConfigureArgs) -> String {
-    let has = |names: &[&str]| args.roles.is_empty() || args.roles.iter().any(|role| names.contains(&role.as_str()));
-    let (auth, proxy, ssh) = (has(&["auth"]), has(&["proxy"]), has(&["node", "ssh"]));
+    let has = |role: SystemRole| args.roles.is_empty() || args.roles.contains(&role);
+    let (auth, proxy, ssh) = (has(SystemRole::Auth), has(SystemRole::Proxy), has(SystemRole::Node));
     let mut out = String::from("# Lockgate configuration. Every key: docs/reference/config.md\nversion: v1\nlockgate:\n");
     let mut line = |text: String| {
         // Writing into a String cannot fail.

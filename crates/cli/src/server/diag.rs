@@ -1,7 +1,7 @@
 //! The diagnostic address: `/healthz` (the process lives), `/readyz` (each component, honestly), `/metrics` (Prometheus text).
 //!
-//! `/readyz`: 200 when every component is ready, 400 while one starts, 503 when one is degraded; the body is JSON with the
-//! reason of each. Build information by role is in the metrics (rule G12).
+//! `/readyz`: 200 when every component works (also when somebody should look at one), 400 while one starts, 503 when one is
+//! degraded; the body is JSON with the reason of each. Build information by role is in the metrics (rule G12).
 
 use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
 use net::health::{Board, Health};
@@ -37,6 +37,7 @@ async fn ready(State(diagnostics): State<Arc<Diagnostics>>) -> impl IntoResponse
                 }
                 "starting".into()
             }
+            Health::Attention(why) => format!("attention: {why}"),
             Health::Degraded(why) => {
                 status = StatusCode::SERVICE_UNAVAILABLE;
                 format!("degraded: {why}")

@@ -2,7 +2,7 @@
 
 use crate::config::{LogFormat, Severity};
 use std::io::IsTerminal as _;
-use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+use tracing_subscriber::{fmt, prelude::*};
 
 /// Starts logging for this process. `LOCKGATE_LOG` (tracing filter syntax) overrides the severity.
 pub(crate) fn start(severity: Severity, format: LogFormat) {
@@ -14,8 +14,7 @@ pub(crate) fn start(severity: Severity, format: LogFormat) {
         Severity::Trace => "trace",
     };
     // The libraries' own chatter is shown only from their warnings on, unless asked for by name.
-    let filter = EnvFilter::try_from_env("LOCKGATE_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(format!("{level},russh=warn,h2=warn,hyper=warn,tower=warn,rustls=warn,tonic=warn")));
+    let filter = crate::environment::log_filter(&format!("{level},russh=warn,h2=warn,hyper=warn,tower=warn,rustls=warn,tonic=warn"));
     let registry = tracing_subscriber::registry().with(filter);
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let started = match format {

@@ -5,6 +5,7 @@ mod diag;
 mod install;
 mod logging;
 mod metrics;
+pub(crate) mod offline;
 mod process;
 mod settings;
 mod signals;
@@ -18,13 +19,14 @@ use crate::{
 };
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use types::SystemRole;
 
 /// Identity-aware access to SSH hosts: the services.
 ///
 /// `lockgate start` alone runs an Auth Service, a Proxy Service and an SSH Service in one process, with its state in
 /// /var/lib/lockgate. `tsh` and `tctl` are the clients; `lockgate tsh …` and `lockgate tctl …` work as well.
 #[derive(Parser, Debug)]
-#[command(name = "lockgate", version = env!("LOCKGATE_VERSION"), disable_version_flag = true, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "lockgate", version = env!("LOCKGATE_VERSION"), arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -45,11 +47,13 @@ enum Command {
         /// Diagnostic address of the services on this host
         #[arg(long, default_value = "127.0.0.1:3000")]
         diag_addr: SocketAddr,
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
     /// Prints the version
     Version {
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
@@ -60,6 +64,7 @@ enum Command {
     },
     /// Prints shell completions, e.g. `lockgate completion bash tsh > /etc/bash_completion.d/tsh`
     Completion {
+        /// Which shell
         #[arg(value_enum)]
         shell: clap_complete::Shell,
         /// Which program: lockgate, tsh or tctl
@@ -67,10 +72,14 @@ enum Command {
         program: Program,
     },
     /// Writes man pages of lockgate, tsh and tctl into a directory
-    Man { dir: PathBuf },
+    Man {
+        /// Made when absent
+        dir: PathBuf,
+    },
     /// Writes the generated parts of the documentation
     #[command(hide = true)]
     Reference {
+        /// Directory to write to
         #[arg(long)]
         dir: PathBuf,
     },
@@ -121,6 +130,15 @@ const START_EXAMPLES: &str = "Examples:
   lockgate start --roles=node --token=/run/token \\
       --proxy-server=proxy.example.com:3080 --ca-pin=sha256:…   an SSH host that joins by tunnel";
 
+/// A service that this program runs.
+fn role(text: &str) -> Result<SystemRole, String> {
+    let Ok(role) = text.trim().parse::<SystemRole>();
+    match role {
+        SystemRole::Auth | SystemRole::Proxy | SystemRole::Node => Ok(role),
+        _ => Err("roles are auth, proxy and node".into()),
+    }
+}
+
 /// Flags of `start`; each overrides the file.
 #[derive(Args, Debug, Default)]
 pub(crate) struct StartArgs {
@@ -128,8 +146,8 @@ pub(crate) struct StartArgs {
     #[arg(short, long, env = "LOCKGATE_CONFIG_FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Services to run, of auth, proxy and node (or ssh)
-    #[arg(long, value_delimiter = ',')]
-    pub(crate) roles: Vec<String>,
+    #[arg(long, value_delimiter = ',', value_parser = role)]
+    pub(crate) roles: Vec<SystemRole>,
     /// Directory of state
     #[arg(long, env = "LOCKGATE_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
@@ -139,7 +157,7 @@ pub(crate) struct StartArgs {
     /// Pin of the cluster's authority, sha256:<hex>; may be repeated
     #[arg(long)]
     pub(crate) ca_pin: Vec<String>,
-    /// Auth Service to join directly, host:port
+    /// Auth Service to join directly, host:port; several with commas between
     #[arg(long, conflicts_with = "proxy_server")]
     pub(crate) auth_server: Option<String>,
     /// Proxy to join through, host:port; nothing then listens here
@@ -186,28 +204,37 @@ pub(crate) struct ConfigureArgs {
     /// File to write; standard output when absent
     #[arg(short, long)]
     pub(crate) output: Option<PathBuf>,
+    /// Name of the cluster
     #[arg(long)]
     pub(crate) cluster_name: Option<String>,
+    /// Address of the Proxy as users reach it, host:port
     #[arg(long)]
     pub(crate) public_addr: Option<String>,
+    /// Web certificate of the Proxy, PEM
     #[arg(long, requires = "key_file")]
     pub(crate) cert_file: Option<PathBuf>,
+    /// Its private key, PEM
     #[arg(long, requires = "cert_file")]
     pub(crate) key_file: Option<PathBuf>,
+    /// Directory of state
     #[arg(long)]
     pub(crate) data_dir: Option<PathBuf>,
     /// Join token, or better the path of a file that holds it
     #[arg(long)]
     pub(crate) token: Option<String>,
-    #[arg(long, value_delimiter = ',')]
-    pub(crate) roles: Vec<String>,
+    /// Services to run, of auth, proxy and node (or ssh); all when absent
+    #[arg(long, value_delimiter = ',', value_parser = role)]
+    pub(crate) roles: Vec<SystemRole>,
+    /// Auth Service to join directly, host:port
     #[arg(long, conflicts_with = "proxy")]
     pub(crate) auth_server: Option<String>,
     /// Proxy to join through
     #[arg(long)]
     pub(crate) proxy: Option<String>,
+    /// Pin of the cluster's authority, sha256:<hex>; may be repeated
     #[arg(long)]
     pub(crate) ca_pin: Vec<String>,
+    /// Name of this host
     #[arg(long)]
     pub(crate) node_name: Option<String>,
     /// Labels of this host, key=value,key=value
@@ -215,9 +242,15 @@ pub(crate) struct ConfigureArgs {
     pub(crate) node_labels: Option<String>,
 }
 
+#[cfg(test)]
+pub(crate) fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs `lockgate` with these words.
 pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
-    match Cli::parse_from(words).command {
+    let Cli { command } = crate::environment::parse(words);
+    match command {
         Command::Start(args) => start::start(&args),
         Command::Configure(args) => configure::configure(&args),
         Command::Status { diag_addr, format } => status::status(diag_addr, format),

@@ -26,6 +26,33 @@ pub(super) fn make_private(directory: &Path) -> Result<(), Public> {
     Ok(())
 }
 
+/// The right to use a data directory: one process at a time. Given back by the kernel, however the process ends.
+pub(super) struct DataLock {
+    _file: std::fs::File,
+}
+
+impl DataLock {
+    pub(super) fn take(data_dir: &Path) -> Result<Self, Public> {
+        let path = data_dir.join("lock");
+        let failed = |error: std::io::Error| Public::new(Code::Config, format!("{}: {error}", path.display()));
+        let open = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let mut file = open.map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let holder = std::fs::read_to_string(&path).unwrap_or_default();
+                let holder = holder.trim().parse::<u32>().map(|pid| format!(" (process {pid})")).unwrap_or_default();
+                let public = Public::new(Code::Config, format!("another lockgate{holder} runs with it"));
+                return Err(public.hint("stop that one first, or give this one a --data-dir of its own"));
+            }
+            Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        // Only for the message above.
+        let _told = file.set_len(0).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
+        Ok(Self { _file: file })
+    }
+}
+
 /// This host's id: made at the first start, kept in `host_uuid`.
 pub(super) fn host_id(data_dir: &Path) -> Result<HostId, Public> {
     let path = data_dir.join("host_uuid");
@@ -107,6 +134,17 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         make_private(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn one_process_at_a_time_uses_a_data_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = DataLock::take(dir.path()).unwrap();
+        let error = DataLock::take(dir.path()).err().unwrap();
+        assert!(error.message.contains(&format!("process {}", std::process::id())), "{error}");
+        assert!(error.hint.is_some());
+        drop(held);
+        assert!(DataLock::take(dir.path()).is_ok());
     }
 
     #[test]

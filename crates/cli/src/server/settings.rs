@@ -36,7 +36,8 @@ pub(crate) struct Join {
 }
 
 pub(crate) enum JoinBy {
-    Auth(String),
+    /// One of these.
+    Auth(Vec<String>),
     Proxy(String),
 }
 
@@ -45,10 +46,13 @@ pub(crate) struct AuthSettings {
     pub(crate) public_addr: Vec<String>,
     /// For a new cluster; an existing one keeps its name.
     pub(crate) cluster_name: Option<ClusterName>,
-    pub(crate) storage: Option<PathBuf>,
+    pub(crate) storage: auth::Storage,
     pub(crate) tokens: Vec<(BTreeSet<SystemRole>, Secret)>,
     pub(crate) preference: Option<types::kind::AuthPreference>,
     pub(crate) production: bool,
+    /// Else in the data directory.
+    pub(crate) recordings_dir: Option<PathBuf>,
+    pub(crate) backup: Option<auth::backup::Schedule>,
 }
 
 pub(crate) struct ProxySettings {
@@ -56,6 +60,8 @@ pub(crate) struct ProxySettings {
     pub(crate) ssh_listen_addr: Option<SocketAddr>,
     pub(crate) public_addr: Vec<String>,
     pub(crate) keypairs: Vec<config::KeyPair>,
+    /// Where agents reach this Proxy alone.
+    pub(crate) tunnel_addr: Option<String>,
 }
 
 pub(crate) struct SshSettings {
@@ -96,7 +102,8 @@ fn overlay(mut config: Config, args: &StartArgs) -> Config {
     put(&mut config.auth_service.cluster_name, &args.cluster_name);
     // A way to join that is named on the command line replaces the file's.
     if args.auth_server.is_some() || args.proxy_server.is_some() {
-        general.auth_server.clone_from(&args.auth_server);
+        general.auth_server = None;
+        general.auth_servers = args.auth_server.iter().flat_map(|all| all.split(',')).map(|addr| addr.trim().to_owned()).collect();
         general.proxy_server.clone_from(&args.proxy_server);
     }
     if !args.ca_pin.is_empty() {
@@ -115,10 +122,11 @@ fn settle(config: &Config, args: &StartArgs) -> Result<Settings, String> {
     let general = &config.lockgate;
     let roles = roles(config, &args.roles)?;
     let has_auth = roles.contains(&SystemRole::Auth);
-    let join = match (&general.auth_server, &general.proxy_server) {
-        (Some(address), _) => Some(JoinBy::Auth(address.clone())),
-        (None, Some(address)) => Some(JoinBy::Proxy(address.clone())),
-        (None, None) => None,
+    let auths: Vec<String> = general.auth_server.iter().chain(&general.auth_servers).cloned().collect();
+    let join = match (auths.is_empty(), &general.proxy_server) {
+        (false, _) => Some(JoinBy::Auth(auths)),
+        (true, Some(address)) => Some(JoinBy::Proxy(address.clone())),
+        (true, None) => None,
     };
     if !has_auth && join.is_none() {
         return Err("this process runs no Auth Service, so it must know one: give --auth-server or --proxy-server, with --token and --ca-pin at the first start".into());
@@ -162,15 +170,11 @@ fn any(port: u16) -> SocketAddr {
 }
 
 /// `--roles`, else the sections' `enabled`; a section that says nothing is on unless another is switched on by name.
-fn roles(config: &Config, flags: &[String]) -> Result<BTreeSet<SystemRole>, String> {
-    let known = [SystemRole::Auth, SystemRole::Proxy, SystemRole::Node];
+fn roles(config: &Config, flags: &[SystemRole]) -> Result<BTreeSet<SystemRole>, String> {
     if !flags.is_empty() {
-        let parse = |text: &String| {
-            let Ok(role) = text.trim().parse::<SystemRole>();
-            if known.contains(&role) { Ok(role) } else { Err(format!("--roles: \"{text}\" is not a role; roles are auth, proxy and node")) }
-        };
-        return flags.iter().map(parse).collect();
+        return Ok(flags.iter().cloned().collect());
     }
+    let known = [SystemRole::Auth, SystemRole::Proxy, SystemRole::Node];
     let enabled = [config.auth_service.enabled, config.proxy_service.enabled, config.ssh_service.enabled];
     let roles: BTreeSet<SystemRole> = known.into_iter().zip(enabled).filter(|(_, on)| on.unwrap_or(true)).map(|(role, _)| role).collect();
     if roles.is_empty() { Err("every service is switched off".into()) } else { Ok(roles) }
@@ -201,17 +205,44 @@ fn auth(config: &Config, data_dir: &Path, with_proxy: bool) -> Result<AuthSettin
         });
         Ok::<_, String>((roles.collect(), secret_or_file(secret)?))
     });
-    let memory = config.lockgate.storage.kind == Some(StorageType::Memory);
     let default_listen = if with_proxy { (Ipv4Addr::LOCALHOST, 3025).into() } else { any(3025) };
     Ok(AuthSettings {
         listen_addr: service.listen_addr.unwrap_or(default_listen),
         public_addr: service.public_addr.clone(),
         cluster_name: cluster_name.map_err(|error| error.to_string())?,
-        storage: (!memory).then(|| config.lockgate.storage.path.clone().unwrap_or_else(|| data_dir.join("auth/state.db"))),
+        storage: storage(&config.lockgate.storage, data_dir),
         tokens: tokens.collect::<Result<_, _>>()?,
         preference,
         production: !service.allow_prerelease.unwrap_or(false),
+        recordings_dir: service.recordings_dir.clone(),
+        backup: service.backup.as_ref().and_then(config::Backup::schedule),
     })
+}
+
+fn storage(storage: &config::Storage, data_dir: &Path) -> auth::Storage {
+    let identity = match (&storage.tls_cert_file, &storage.tls_key_file) {
+        (Some(cert), Some(key)) => Some(store::remote::Identity { cert_file: cert.clone(), key_file: key.clone() }),
+        _ => None,
+    };
+    let tls = storage.tls_ca_file.clone().map(|ca_file| store::remote::Tls { ca_file, identity });
+    let local = |hosts: &[String]| if hosts.is_empty() { vec!["localhost".to_owned()] } else { hosts.to_vec() };
+    let insecure = storage.insecure.unwrap_or(false);
+    match storage.kind.unwrap_or_default() {
+        StorageType::Memory => auth::Storage::Memory,
+        StorageType::Sqlite => auth::Storage::Sqlite { path: storage.path.clone().unwrap_or_else(|| data_dir.join("auth/state.db")) },
+        StorageType::Postgres => {
+            let named = |text: &Option<String>| text.clone().unwrap_or_else(|| "lockgate".into());
+            let options = store::postgres::Options::new(local(&storage.hosts), named(&storage.database), named(&storage.username));
+            let (schema, password_file) = (named(&storage.schema), storage.password_file.clone());
+            auth::Storage::Postgres(Box::new(store::postgres::Options { schema, password_file, tls, insecure, ..options }))
+        }
+        StorageType::Etcd => {
+            let options = store::etcd::Options::new(local(&storage.peers));
+            let prefix = storage.prefix.clone().unwrap_or_else(|| options.prefix.clone());
+            let (user, password_file) = (storage.username.clone(), storage.password_file.clone());
+            auth::Storage::Etcd(Box::new(store::etcd::Options { prefix, user, password_file, tls, insecure, ..options }))
+        }
+    }
 }
 
 fn proxy(config: &Config) -> Result<ProxySettings, String> {
@@ -226,6 +257,7 @@ fn proxy(config: &Config) -> Result<ProxySettings, String> {
         ssh_listen_addr,
         public_addr: service.public_addr.clone(),
         keypairs: service.https_keypairs.clone(),
+        tunnel_addr: service.tunnel_addr.clone(),
     })
 }
 
@@ -273,14 +305,39 @@ mod tests {
 
     #[test]
     fn an_agent_without_a_way_to_join_is_told_which_flags_to_give() {
-        let args = StartArgs { roles: vec!["node".into()], ..StartArgs::default() };
+        let args = StartArgs { roles: vec![SystemRole::Node], ..StartArgs::default() };
         let fault = settled("", &args).err().unwrap();
         assert!(fault.contains("--proxy-server") && fault.contains("--token"), "{fault}");
     }
 
     #[test]
-    fn an_unknown_role_is_named() {
-        let args = StartArgs { roles: vec!["nod".into()], ..StartArgs::default() };
-        assert_eq!(settled("", &args).err().unwrap(), "--roles: \"nod\" is not a role; roles are auth, proxy and node");
+    fn several_auth_services_are_given_in_the_file_or_with_commas_on_the_command_line() {
+        let check = |yaml: &str, flag: Option<&str>, want: &[&str]| {
+            let args = StartArgs { roles: vec![SystemRole::Proxy], auth_server: flag.map(str::to_owned), ..StartArgs::default() };
+            let Some(Join { by: JoinBy::Auth(found), .. }) = settled(yaml, &args).unwrap().join else { panic!("{yaml}") };
+            assert_eq!(found, want, "{yaml}");
+        };
+        check("lockgate: {auth_server: 'a:1'}\n", None, &["a:1"]);
+        check("lockgate: {auth_servers: ['a:1', 'b:2']}\n", None, &["a:1", "b:2"]);
+        check("lockgate: {auth_servers: ['a:1', 'b:2']}\n", Some("c:3, d:4"), &["c:3", "d:4"]);
+        check("", Some("c:3"), &["c:3"]);
+    }
+
+    #[test]
+    fn the_store_is_the_one_that_the_section_names() {
+        let check = |yaml: &str, expected: &dyn Fn(&auth::Storage) -> bool| {
+            let settings = settled(&format!("lockgate: {{data_dir: /d, storage: {yaml}}}\n"), &StartArgs::default()).unwrap();
+            assert!(expected(&settings.auth.storage), "{yaml}");
+        };
+        check("{}", &|storage| matches!(storage, auth::Storage::Sqlite { path } if path == Path::new("/d/auth/state.db")));
+        check("{type: memory}", &|storage| matches!(storage, auth::Storage::Memory));
+        check("{type: postgres, hosts: [a, b], tls_ca_file: /ca, schema: s}", &|storage| {
+            matches!(storage, auth::Storage::Postgres(options)
+                if options.hosts == ["a", "b"] && options.database == "lockgate" && options.schema == "s" && options.tls.is_some())
+        });
+        check("{type: etcd, username: u, password_file: /p}", &|storage| {
+            matches!(storage, auth::Storage::Etcd(options)
+                if options.endpoints == ["localhost"] && options.prefix == "/lockgate/" && options.user.as_deref() == Some("u"))
+        });
     }
 }

@@ -6,7 +6,7 @@
 
 use super::{
     StartArgs, diag, logging, metrics,
-    process::{PidFile, host_id, host_part, loopback, make_private, tell_systemd},
+    process::{DataLock, PidFile, host_id, host_part, loopback, make_private, tell_systemd},
     settings::{self, JoinBy, Settings},
     signals::Signals,
 };
@@ -34,16 +34,31 @@ use types::{
 
 /// How long services may take to end after a stop, recordings included.
 const LAST_DEADLINE: Duration = Duration::from_secs(15);
+/// How long an Auth Service that ends finishes the requests in progress.
+const SENT_AWAY: Duration = Duration::from_secs(3);
 
 /// Runs until a signal ends it.
 pub(crate) fn start(args: &StartArgs) -> Outcome {
     let settings = settings::resolve(args).could("read the configuration")?;
     logging::start(settings.severity, settings.log_format);
-    make_private(&settings.data_dir).could(format!("use the data directory {}", settings.data_dir.display()))?;
+    let use_it = || format!("use the data directory {}", settings.data_dir.display());
+    make_private(&settings.data_dir).could(use_it())?;
+    let _alone = DataLock::take(&settings.data_dir).could(use_it())?;
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().could("start the runtime")?;
     let ended = runtime.block_on(run(settings));
     runtime.shutdown_timeout(Duration::from_secs(2));
     ended.could("run the services").map(|()| ExitCode::SUCCESS)
+}
+
+/// Each connection takes a descriptor, and the limit that most systems start with (1,024) is for programs with few. Sessions get
+/// the usual limit back.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// What the parts of this process share.
@@ -184,17 +199,16 @@ async fn start_auth(process: &mut Process) -> Result<Arc<auth::Auth>, Public> {
     let settings = &process.settings.auth;
     let directory = process.settings.data_dir.join("auth");
     make_private(&directory)?;
-    let storage = match &settings.storage {
-        Some(path) => auth::Storage::Sqlite { path: path.clone() },
-        None => auth::Storage::Memory,
-    };
     let config = auth::Config {
         cluster_name: settings.cluster_name.clone(),
         listen_addr: settings.listen_addr,
-        storage,
+        storage: settings.storage.clone(),
         auth_preference: settings.preference.clone(),
         static_tokens: settings.tokens.clone(),
         production: settings.production,
+        recordings_dir: settings.recordings_dir.clone(),
+        public_addr: settings.public_addr.first().cloned(),
+        backup: settings.backup.clone(),
         names: settings.public_addr.iter().filter_map(|address| host_part(address)).chain(names(&process.settings)).collect(),
         ..auth::Config::new(process.settings.data_dir.clone(), process.host_id, process.settings.nodename.clone())
     };
@@ -203,12 +217,20 @@ async fn start_auth(process: &mut Process) -> Result<Arc<auth::Auth>, Public> {
     let auth = Arc::new(auth::build(config, world).await.map_err(|error| error.public())?);
     process.metrics.store(metrics::Sources { auth: Some(auth.metrics()), ..(*process.metrics.load()).clone() });
     let (running, ours, process_ends) = (auth.clone(), Shutdown::new(), process.shutdown.clone());
-    // While the others drain, their sessions still need Auth: it ends with the process, not at the first stage.
-    let end = ours.clone();
-    process.tasks.spawn("auth", async move { running.run(ours).await });
-    process.tasks.spawn("auth's end", async move {
-        process_ends.stopping().await;
-        end.stop();
+    // While the others drain, their sessions still need Auth: it ends with the process, not at the first stage. Its clients are sent
+    // to another Auth Service first.
+    process.tasks.spawn("auth", async move {
+        let end = ours.clone();
+        let serving = running.run(ours);
+        tokio::pin!(serving);
+        tokio::select! {
+            () = &mut serving => return,
+            () = process_ends.stopping() => end.drain(),
+        }
+        if tokio::time::timeout(SENT_AWAY, &mut serving).await.is_err() {
+            end.stop();
+            serving.await;
+        }
     });
     tracing::info!(addr = %auth.local_addr(), "the Auth Service listens");
     Ok(auth)
@@ -269,8 +291,9 @@ async fn credentials(process: &Process, auth: Option<&auth::Auth>, roles: &BTree
 /// A cluster that does not answer yet is waited for; a refusal is final.
 async fn join_patiently(process: &Process, joining: &Joining) -> Result<HostCredentials, Public> {
     let mut backoff = net::backoff::Backoff::new(Duration::from_millis(500), Duration::from_secs(15), rand::random());
+    let key = KeyPair::generate().map_err(|error| Public::new(Code::Internal, error.to_string()))?;
     loop {
-        match host::join(joining, &process.clock).await {
+        match host::join_with(joining, key.clone(), &process.clock).await {
             Err(error) if matches!(error.known(), Some(Code::Unreachable | Code::Timeout | Code::Unavailable)) => {
                 let wait = backoff.next();
                 tracing::warn!(%error, ?wait, "the cluster does not answer; trying again");
@@ -293,7 +316,8 @@ async fn start_proxy(
         listen_addr: settings.listen_addr,
         ssh_listen_addr: settings.ssh_listen_addr,
         public_addrs: public_addrs(&process.settings),
-        auth_servers: vec![via.addr().to_owned()],
+        tunnel_addr: settings.tunnel_addr.clone(),
+        auth_servers: via.addrs().to_vec(),
         https_keypairs: settings
             .keypairs
             .iter()
@@ -332,7 +356,7 @@ async fn start_agent(
     let proxies = match (own_proxy, via) {
         (Some(addr), _) => vec![loopback(addr).to_string()],
         (None, Via::Proxy(addr)) => vec![addr.clone()],
-        (None, Via::Auth(_)) => Vec::new(),
+        (None, Via::Auth(_) | Via::AnyAuth(_)) => Vec::new(),
     };
     let settings = &process.settings;
     let direct = proxies.is_empty();
@@ -378,7 +402,10 @@ fn keep_present(
     let roles = roles.clone();
     let mut extra = Extra::new();
     if let (Some(_), Some(address)) = (proxy, public_addrs(&process.settings).first()) {
-        extra.insert("proxy_public_addr".into(), address.clone().into());
+        extra.insert(Member::PROXY_PUBLIC_ADDR.into(), address.clone().into());
+    }
+    if let (Some(_), Some(address)) = (proxy, &process.settings.proxy.tunnel_addr) {
+        extra.insert(Member::PROXY_TUNNEL_ADDR.into(), address.clone().into());
     }
     let credentials = credentials.clone();
     let describe = move |state: &'static str| {
@@ -458,7 +485,10 @@ impl Process {
 
 fn by(by: &JoinBy) -> Via {
     match by {
-        JoinBy::Auth(addr) => Via::Auth(addr.clone()),
+        JoinBy::Auth(addrs) => match addrs.as_slice() {
+            [one] => Via::Auth(one.clone()),
+            [] | [..] => Via::AnyAuth(addrs.clone()),
+        },
         JoinBy::Proxy(addr) => Via::Proxy(addr.clone()),
     }
 }

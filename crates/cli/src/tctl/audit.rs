@@ -64,8 +64,11 @@ pub(crate) fn verify(global: &Global, format: Format) -> Outcome {
     let connection = connect::open(global)?;
     let reply = connection.run(connection.api().verify_audit()).could("verify the audit log")?;
     if format != Format::Text {
-        show_value(format, &json!({"intact": reply.intact, "events": reply.events, "head": reply.head, "fault": reply.fault}))
-            .could("print the result")?;
+        show_value(
+            format,
+            &json!({"intact": reply.intact, "events": reply.events, "head": reply.head, "fault": reply.fault, "note": reply.note}),
+        )
+        .could("print the result")?;
     }
     if !reply.intact {
         let cause = Public::new(Code::AuditBroken, reply.fault)
@@ -75,6 +78,9 @@ pub(crate) fn verify(global: &Global, format: Format) -> Outcome {
     if format == Format::Text {
         write_out(&format!("{}: {} events, head {}\n", Style::of_stdout().green("The audit log is intact"), reply.events, reply.head))
             .could("print the result")?;
+        if !reply.note.is_empty() {
+            write_out(&format!("Note: {}\n", reply.note)).could("print the result")?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,7 @@
 
 use super::{ExportType, Global, SignArgs, SignFormat, connect};
 use crate::{
-    exit::{Could as _, Failure, Outcome},
+    exit::{Could as _, Failure, Outcome, usage},
     output::write_out,
 };
 use client::{credentials::UserCredentials, identity_file, keys::KeyPair, trust::ClusterTrust};
@@ -70,14 +70,15 @@ fn write(args: &SignArgs, cluster: &types::ClusterName, key: &KeyPair, reply: &w
         name.push(suffix);
         PathBuf::from(name)
     };
-    let put =
-        |path: PathBuf, content: &str| net::tls::write_private(&path, content.as_bytes()).map(|()| path).map_err(|error| internal(&error));
+    let put = |path: PathBuf, content: &str| {
+        net::tls::write_private(&path, content.as_bytes()).map(|()| path).map_err(|error| usage(error.to_string()))
+    };
     match args.format {
         SignFormat::File => {
             let trust = ClusterTrust::from_documents(cluster, &client::trust::documents(&reply.authorities).0);
             let credentials = UserCredentials::new(key.clone(), &reply.ssh_certificate, &reply.tls_certificate, trust)
                 .map_err(|error| internal(&error))?;
-            identity_file::save(&args.out, &credentials).map_err(|error| internal(&error))?;
+            identity_file::save(&args.out, &credentials).map_err(|error| usage(error.to_string()))?;
             Ok(vec![args.out.clone()])
         }
         SignFormat::Openssh => {

@@ -71,7 +71,7 @@ fn local(global: &Global, credentials: HostCredentials) -> Result<Connection, Pu
         .map_err(|error| Public::new(Code::Certificate, error.to_string()))?;
     let api = runtime.block_on(async {
         Api::new(Settings {
-            via: Via::Auth(address),
+            via: Via::auth(&address),
             access,
             role: "tctl".into(),
             version: crate::version(),

@@ -88,7 +88,7 @@ pub(crate) fn nodes(global: &Global, labels: Option<&str>, verbose: bool, format
         &["Host", "UUID", "Public Address", "Version", "Labels"]
     });
     for node in &nodes.items {
-        let address = if node.spec.use_tunnel { "⟵ tunnel".to_owned() } else { node.spec.addr.clone() };
+        let address = if node.spec.use_tunnel { crate::output::TUNNEL.to_owned() } else { node.spec.addr.clone() };
         let mut cells = vec![node.spec.hostname.to_string(), node.name().to_string(), address, node.spec.version.to_string()];
         if verbose {
             cells.push(node.metadata.expires.map_or_else(String::new, |at| at.whole_seconds().to_string()));

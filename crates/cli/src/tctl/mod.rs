@@ -3,6 +3,7 @@
 
 mod audit;
 mod auth;
+mod backup;
 mod connect;
 mod inventory;
 mod resources;
@@ -24,7 +25,7 @@ use types::Ttl;
 ///   tctl get roles/access --format=yaml > access.yaml; tctl create -f access.yaml
 ///   tctl inventory ls
 #[derive(Parser, Debug)]
-#[command(name = "tctl", version = env!("LOCKGATE_VERSION"), disable_version_flag = true, arg_required_else_help = true, max_term_width = 100, verbatim_doc_comment)]
+#[command(name = "tctl", version = env!("LOCKGATE_VERSION"), arg_required_else_help = true, max_term_width = 100, verbatim_doc_comment)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -59,6 +60,7 @@ pub(crate) struct Global {
 enum Command {
     /// Shows the cluster's name, versions, authorities and pins
     Status {
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
@@ -81,6 +83,7 @@ enum Command {
     Get {
         /// E.g. roles, role/access, users,roles, all
         resources: String,
+        /// How to print; YAML when absent
         #[arg(short, long, value_enum)]
         format: Option<Format>,
         /// Whole tables
@@ -101,11 +104,19 @@ enum Command {
         resource: String,
     },
     /// Removes a document: kind/name
-    Rm { resource: String },
+    Rm {
+        /// E.g. role/dev
+        resource: String,
+    },
     /// Certificate authorities and certificates
     Auth {
         #[command(subcommand)]
         what: Auth,
+    },
+    /// Backups of the cluster's state: make, prove, restore
+    Backup {
+        #[command(subcommand)]
+        what: backup::Backup,
     },
     /// The audit log
     Audit {
@@ -119,6 +130,7 @@ enum Command {
     },
     /// Prints this program's version, and the cluster's when it answers
     Version {
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
@@ -131,7 +143,9 @@ enum Users {
         after_help = "Examples:\n  tctl users add alice --roles=access --logins=alice,root\n  tctl users add ci --roles=access --logins=deploy --ttl=10m"
     )]
     Add {
+        /// Name of the user
         name: String,
+        /// Roles, by commas
         #[arg(long, value_delimiter = ',', required = true)]
         roles: Vec<String>,
         /// Operating-system logins, for {{internal.logins}} in roles
@@ -140,29 +154,40 @@ enum Users {
         /// Life of the invitation; at most 48h
         #[arg(long, default_value = "1h")]
         ttl: Ttl,
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
     /// Lists users
     Ls {
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
     /// Changes roles and logins
     Update {
+        /// Name of the user
         name: String,
+        /// Roles in place of the old ones, by commas
         #[arg(long, value_delimiter = ',')]
         set_roles: Option<Vec<String>>,
+        /// Operating-system logins in place of the old ones, by commas
         #[arg(long, value_delimiter = ',')]
         set_logins: Option<Vec<String>>,
     },
     /// Removes a user; running sessions end
-    Rm { name: String },
+    Rm {
+        /// Name of the user
+        name: String,
+    },
     /// Prints a new invitation link; the old password works until it is used
     Reset {
+        /// Name of the user
         name: String,
+        /// Life of the invitation; at most 48h
         #[arg(long, default_value = "8h")]
         ttl: Ttl,
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
@@ -181,31 +206,40 @@ enum Tokens {
         /// Labels for what joins with it
         #[arg(long)]
         labels: Option<String>,
+        /// Life of the token
         #[arg(long, default_value = "1h")]
         ttl: Ttl,
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
     /// Lists join tokens; the secrets themselves are not kept
     Ls {
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
-    /// Removes a join token by its name in `ls`
-    Rm { name: String },
+    /// Removes a join token
+    Rm {
+        /// The token, or its beginning or its name as `ls` shows them
+        name: String,
+    },
 }
 
 #[derive(Subcommand, Debug)]
 enum Nodes {
     /// Makes a join token for an SSH host and prints the command that uses it
     Add {
+        /// What may join: node, proxy; several by commas
         #[arg(long, value_delimiter = ',', default_value = "node")]
         roles: Vec<String>,
+        /// Life of the token
         #[arg(long, default_value = "30m")]
         ttl: Ttl,
         /// The token itself, in place of a random one
         #[arg(long)]
         token: Option<String>,
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
@@ -213,8 +247,10 @@ enum Nodes {
     Ls {
         /// Only hosts with these labels
         labels: Option<String>,
+        /// When each would expire, too
         #[arg(short, long)]
         verbose: bool,
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
@@ -241,6 +277,7 @@ enum Auth {
 /// Flags of `tctl auth sign`.
 #[derive(Args, Debug)]
 pub(crate) struct SignArgs {
+    /// Name of the user
     #[arg(long, conflicts_with = "host", required_unless_present = "host")]
     pub(crate) user: Option<String>,
     /// Names and addresses of the host, by commas
@@ -252,6 +289,7 @@ pub(crate) struct SignArgs {
     /// `file`: one identity file for -i; `openssh`: key and certificate for ssh; `tls`: key, certificate and authorities as PEM
     #[arg(long, value_enum, default_value_t)]
     pub(crate) format: SignFormat,
+    /// Life of the certificates, within what the user's roles allow
     #[arg(long, default_value = "12h")]
     pub(crate) ttl: Ttl,
 }
@@ -282,15 +320,19 @@ enum Audit {
         /// Only events of these names, e.g. user.login
         #[arg(long = "event", value_delimiter = ',')]
         events: Vec<String>,
+        /// Only events of this user
         #[arg(long)]
         user: Option<String>,
+        /// How many at most
         #[arg(long, default_value_t = 100)]
         limit: u32,
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
     /// Checks the log's hash chain from the first event to the last
     Verify {
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
@@ -309,6 +351,7 @@ enum Inventory {
         /// Only members with one of these services
         #[arg(long, value_delimiter = ',')]
         services: Vec<String>,
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
@@ -321,8 +364,8 @@ pub(crate) fn command() -> clap::Command {
 
 /// Runs `tctl` with these words.
 pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
-    let Cli { global, command } = Cli::parse_from(words);
-    crate::output::debug_log(global.debug);
+    let Cli { global, command } = crate::environment::parse(words);
+    crate::debug::start(global.debug);
     match command {
         Command::Status { format } => status::status(&global, format),
         Command::Users { what } => match what {
@@ -349,6 +392,7 @@ pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
             Auth::Export { kind, fingerprint } => auth::export(&global, kind, fingerprint),
             Auth::Sign(args) => auth::sign(&global, &args),
         },
+        Command::Backup { what } => backup::run(&global, &what),
         Command::Audit { what } => match what {
             Audit::Ls { last, events, user, limit, format } => audit::ls(&global, &audit::Filter { last, events, user, limit }, format),
             Audit::Verify { format } => audit::verify(&global, format),

@@ -6,7 +6,7 @@
 use super::{Global, connect};
 use crate::{
     connection::Connection,
-    exit::{Could as _, Failure, Outcome, usage},
+    exit::{Could as _, Failure, Outcome, io, usage},
     output::{Format, Table, show, show_value, write_out},
 };
 use std::{io::Read as _, path::Path, process::ExitCode};
@@ -21,7 +21,8 @@ pub(crate) fn get(global: &Global, resources: &str, format: Option<Format>, verb
     let connection = connect::open(global)?;
     let mut documents = Vec::new();
     for wanted in expand(resources) {
-        documents.extend(fetch(&connection, &wanted).could(format!("get {wanted}"))?);
+        let found = fetch(&connection, &wanted).and_then(|found| if found.is_empty() { known(&wanted).map(|()| found) } else { Ok(found) });
+        documents.extend(found.could(format!("get {wanted}"))?);
     }
     // One whole document is for feeding back; lists are for reading.
     match format.unwrap_or(Format::Yaml) {
@@ -70,6 +71,17 @@ fn fetch(connection: &Connection, wanted: &str) -> Result<Vec<Document>, Public>
         Some(name) => connection.run(connection.api().get_raw(&kind, name)).map(|document| vec![document]),
         None => connection.run(connection.api().list_raw(&kind, &Labels::new())).map(|listed| listed.items),
     }
+}
+
+/// A kind that nobody knows is most often a slip of the pen; one of a newer release has documents.
+fn known(wanted: &str) -> Result<(), Public> {
+    let kind = canonical_kind(wanted);
+    if KINDS.iter().any(|(known, _)| *known == kind) {
+        return Ok(());
+    }
+    let kinds = KINDS.iter().map(|(kind, _)| *kind).collect::<Vec<_>>().join(", ");
+    Err(Public::new(Code::NotFound, format!("there are no documents of kind \"{}\"", kind.escape_debug()))
+        .hint(format!("kinds are {kinds}, and all")))
 }
 
 /// `tctl create`
@@ -126,7 +138,12 @@ fn read(file: Option<&Path>) -> Result<(String, String), Failure> {
 pub(crate) fn parse_many(text: &str) -> Result<Vec<Document>, String> {
     let documents = serde_saphyr::from_multiple::<Document>(text).map_err(|error| {
         let what = error.to_string();
-        let what = what.lines().find(|line| !line.trim().is_empty()).unwrap_or("cannot be read").trim().to_owned();
+        let what = what.lines().find(|line| !line.trim().is_empty()).unwrap_or("cannot be read").trim();
+        // The library says the place again before the fault.
+        let what = match error.location() {
+            Some(at) => what.strip_prefix(&format!("error: line {} column {}: ", at.line(), at.column())).unwrap_or(what),
+            None => what,
+        };
         match error.location() {
             Some(at) => format!(":{}:{}: {what}", at.line(), at.column()),
             None => format!(": {what}"),
@@ -144,47 +161,64 @@ pub(crate) fn edit(global: &Global, resource: &str) -> Outcome {
     };
     let yaml =
         serde_saphyr::to_string(before).map_err(|error| Public::new(Code::Internal, error.to_string())).could("prepare the document")?;
-    let text = in_editor(&yaml).could("edit the document")?;
+    let edited = Edited::by_user(&yaml).could("edit the document")?;
+    let text = edited.read().could("edit the document")?;
     if text.trim() == yaml.trim() {
         write_out("Nothing was changed.\n").could("print")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let after = parse_many(&text)
-        .map_err(|fault| Failure::new("read the edited document", Public::new(Code::Malformed, format!("line{fault}"))))?;
-    let [after] = after.as_slice() else {
-        return Err(Failure::new("read the edited document", usage("the text holds not exactly one document")));
-    };
-    if after.kind != before.kind || after.metadata.name != before.metadata.name {
-        return Err(Failure::new("edit", usage("kind and name cannot change; create a new document with tctl create")));
-    }
-    let mut after = after.clone();
-    after.metadata.revision.clone_from(&before.metadata.revision);
-    connection.run(connection.api().update_raw(&after)).could(format!("update {}", before.reference()))?;
+    let updated = replacement(&text, before).and_then(|after| connection.run(connection.api().update_raw(&after)));
+    updated.map_err(|error| edited.keep(error)).could(format!("update {}", before.reference()))?;
     write_out(&format!("{} has been updated\n", before.reference())).could("print")?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Lets the user edit in a private file; `$VISUAL`, `$EDITOR`, or vi.
-fn in_editor(text: &str) -> Result<String, Public> {
-    let failed = |error: std::io::Error| Public::new(Code::Internal, error.to_string());
-    let path = std::env::temp_dir().join(format!("lockgate-edit-{}.yaml", uuid::Uuid::new_v4()));
-    {
+/// The edited document, on the revision that was read.
+fn replacement(text: &str, before: &Document) -> Result<Document, Public> {
+    let after = parse_many(text).map_err(|fault| Public::new(Code::Malformed, format!("the text{fault}")))?;
+    let [after] = after.as_slice() else { return Err(usage("the text holds not exactly one document")) };
+    if after.kind != before.kind || after.metadata.name != before.metadata.name {
+        return Err(usage("kind and name cannot change; create a new document with tctl create"));
+    }
+    let mut after = after.clone();
+    after.metadata.revision.clone_from(&before.metadata.revision);
+    Ok(after)
+}
+
+/// A private file that the user has edited; goes away unless it is kept.
+struct Edited(std::path::PathBuf);
+
+impl Edited {
+    /// Lets the user edit: `$VISUAL`, `$EDITOR`, or vi.
+    fn by_user(text: &str) -> Result<Self, Public> {
         use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
-        file.write_all(text.as_bytes()).map_err(failed)?;
+        let edited = Self(std::env::temp_dir().join(format!("lockgate-edit-{}.yaml", uuid::Uuid::new_v4())));
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&edited.0);
+        file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| io(&error))?;
+        let editor = ["VISUAL", "EDITOR"].into_iter().find_map(crate::environment::var).unwrap_or_else(|| "vi".into());
+        // The variable may hold arguments ("code --wait"): a shell splits it, the file's path is passed apart.
+        let status = std::process::Command::new("/bin/sh").arg("-c").arg(format!("{editor} \"$1\"")).arg("sh").arg(&edited.0).status();
+        if !status.map_err(|error| io(&error))?.success() {
+            let error = Public::new(Code::Usage, format!("the editor \"{editor}\" ended with a failure; nothing was changed"));
+            return Err(error.hint("VISUAL or EDITOR names another"));
+        }
+        Ok(edited)
     }
-    let editor = ["VISUAL", "EDITOR"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
-        .unwrap_or_else(|| "vi".into());
-    // The variable may hold arguments ("code --wait"): a shell splits it, the file's path is passed apart.
-    let status = std::process::Command::new("/bin/sh").arg("-c").arg(format!("{editor} \"$1\"")).arg("sh").arg(&path).status();
-    let read = std::fs::read_to_string(&path);
-    let _already_gone = std::fs::remove_file(&path);
-    if !status.map_err(failed)?.success() {
-        return Err(Public::new(Code::Usage, format!("the editor \"{editor}\" ended with a failure; nothing was changed")));
+    fn read(&self) -> Result<String, Public> {
+        std::fs::read_to_string(&self.0).map_err(|error| io(&error))
     }
-    read.map_err(failed)
+    /// Work is not thrown away because of a slip.
+    fn keep(self, error: Public) -> Public {
+        let kept = self.0.display().to_string();
+        std::mem::forget(self);
+        error.hint(format!("your text is kept: correct it, then tctl create -f {kept}"))
+    }
+}
+
+impl Drop for Edited {
+    fn drop(&mut self) {
+        let _already_gone = std::fs::remove_file(&self.0);
+    }
 }
 
 /// `tctl rm`
@@ -221,6 +255,6 @@ mod tests {
     #[test]
     fn a_fault_has_line_and_column() {
         let fault = parse_many("kind: role\nversion: v1\nmetadata:\n  name: 'a b'\n").unwrap_err();
-        assert!(fault.starts_with(':') && fault.contains("a b"), "{fault}");
+        assert!(fault.starts_with(":4:9: \"a b\" is not"), "{fault}");
     }
 }

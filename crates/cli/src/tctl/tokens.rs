@@ -7,7 +7,7 @@ use crate::{
 };
 use serde_json::json;
 use std::{collections::BTreeSet, process::ExitCode};
-use types::{Labels, Resource, SystemRole, Time, Ttl, kind::Token};
+use types::{Code, Labels, Public, Resource, SystemRole, Time, Ttl, kind::Token};
 
 /// `tctl tokens add`, `tctl nodes add`
 pub(crate) fn add(global: &Global, roles: &[String], value: Option<String>, labels: Option<&str>, ttl: Ttl, format: Format) -> Outcome {
@@ -24,7 +24,7 @@ pub(crate) fn add(global: &Global, roles: &[String], value: Option<String>, labe
     let (reply, ping, proxy) = connection
         .run(async {
             let reply = connection.api().create_token(request).await?;
-            Ok::<_, types::Public>((reply, connection.api().ping().await?, connect::proxy_address(connection.api()).await))
+            Ok::<_, Public>((reply, connection.api().ping().await?, connect::proxy_address(connection.api()).await))
         })
         .could("make a token")?;
     if format != Format::Text {
@@ -74,7 +74,44 @@ pub(crate) fn ls(global: &Global, format: Format) -> Outcome {
 /// `tctl tokens rm`
 pub(crate) fn rm(global: &Global, name: &str) -> Outcome {
     let connection = connect::open(global)?;
-    connection.run(connection.api().delete("token", name, None)).could(format!("remove token \"{name}\""))?;
+    let tokens = connection.run(connection.api().list::<Token>(&Labels::new())).could("list the tokens")?;
+    let known = tokens.items.iter().map(|token| (token.name().as_str(), token.spec.hint.as_str()));
+    let full = named(known, name).could("remove the token")?;
+    connection.run(connection.api().delete("token", &full, None)).could(format!("remove token \"{name}\""))?;
     write_out(&format!("Token {name} has been deleted.\n")).could("print")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The one token that is meant: by its name, its beginning as `ls` shows it, or the token itself.
+fn named<'a>(known: impl Iterator<Item = (&'a str, &'a str)>, wanted: &str) -> Result<String, Public> {
+    let wanted = wanted.trim_end_matches('…');
+    let is_meant = |(name, hint): &(&str, &str)| *name == wanted || (!hint.is_empty() && wanted.starts_with(hint));
+    let found: Vec<&str> = known.filter(is_meant).map(|(name, _)| name).collect();
+    match found.as_slice() {
+        [one] => Ok((*one).to_owned()),
+        [] => {
+            Err(Public::new(Code::NotFound, format!("there is no token \"{}\"", wanted.escape_debug())).hint("list them: tctl tokens ls"))
+        }
+        several => {
+            Err(Public::new(Code::Usage, format!("{} tokens begin so", several.len())).hint("give its whole name from: tctl tokens ls"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_removed_by_its_name_its_beginning_or_itself() {
+        let known = [("045fcc86", "d2ad97"), ("51396155", "4a325b"), ("c9e9809f", "aa"), ("d0000000", "aab"), ("eeeeeeee", "")];
+        let check = |wanted: &str, want: Option<&str>| assert_eq!(named(known.into_iter(), wanted).ok().as_deref(), want, "{wanted}");
+        check("045fcc86", Some("045fcc86"));
+        check("d2ad97…", Some("045fcc86"));
+        check("4a325b076eaa6167b1e0ceb2bf10731f", Some("51396155"));
+        check("aabcdef", None);
+        check("aa", Some("c9e9809f"));
+        check("4a32", None);
+        check("", None);
+    }
 }

@@ -10,9 +10,17 @@ use serde_json::json;
 use std::{collections::BTreeSet, process::ExitCode};
 use types::{Code, Labels, Metadata, Public, Resource, ResourceName, Ttl, UserName, kind::User};
 
+/// The Auth Service's limit.
+const MAX_INVITE: std::time::Duration = std::time::Duration::from_secs(48 * 3600);
+
 /// `tctl users add`
 pub(crate) fn add(global: &Global, name: &str, roles: &[String], logins: &[String], ttl: Ttl, format: Format) -> Outcome {
     let name = UserName::new(name).could("add the user")?;
+    let what = || format!("add user \"{name}\"");
+    // Before anything is written: a user without an invitation is half a thing.
+    if ttl.0 > MAX_INVITE {
+        return Err(Failure::new(what(), crate::exit::usage("an invitation lives 48 hours at most").hint("give --ttl=48h or less")));
+    }
     let mut spec = User { roles: parse_roles(roles)?, ..User::default() };
     if !logins.is_empty() {
         spec.traits.insert("logins".into(), parse_logins(logins)?);
@@ -22,10 +30,15 @@ pub(crate) fn add(global: &Global, name: &str, roles: &[String], logins: &[Strin
         for role in &spec.roles {
             connection.api().get::<types::role::Role>(role).await.map_err(|error| no_such_role(role, error))?;
         }
-        connection.api().create(&Resource::new(Metadata::named(name.clone()), spec)).await?;
-        invite(connection.api(), &name, ttl).await
+        let exists = |error: Public| match error.is(Code::AlreadyExists) {
+            true => error.hint(format!("change it: tctl users update {name}; a new invitation: tctl users reset {name}")),
+            false => error,
+        };
+        connection.api().create(&Resource::new(Metadata::named(name.clone()), spec)).await.map_err(exists)?;
+        let again = |error: Public| error.hint(format!("the user is there; make an invitation: tctl users reset {name}"));
+        invite(connection.api(), &name, ttl).await.map_err(again)
     });
-    let invite = invite.could(format!("add user \"{name}\""))?;
+    let invite = invite.could(what())?;
     print_invite(&invite, &format!("User \"{name}\" has been created but requires a password."), format)
 }
 

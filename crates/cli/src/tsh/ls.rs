@@ -6,7 +6,7 @@
 use super::{Global, profile};
 use crate::{
     exit::{Could as _, Outcome},
-    output::{Format, Table, show, show_value, write_out},
+    output::{Format, TUNNEL, Table, show, show_value, write_out},
 };
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -17,9 +17,6 @@ use types::{
     label::{parse_labels, show_labels},
 };
 
-/// How a host without an address of its own is reached.
-const TUNNEL: &str = "⟵ Tunnel";
-
 /// `tsh ls`
 pub(crate) fn hosts(global: &Global, labels: Option<&str>, format: Format, verbose: bool) -> Outcome {
     let wanted = parse_labels(labels.unwrap_or_default()).could("read the labels")?;
@@ -27,7 +24,8 @@ pub(crate) fn hosts(global: &Global, labels: Option<&str>, format: Format, verbo
     let mut listed = session.run(session.api().list_raw(Node::KIND, &wanted)).could("list the hosts")?;
     sort(&mut listed.items);
     let table = if format == Format::Text { table(&listed.items, verbose) } else { Table::new(&[]) };
-    show(format, &table, "No hosts that you may reach.", &listed.items).could("print the hosts")?;
+    let none = if wanted.is_empty() { "No hosts that you may reach." } else { "No hosts with these labels that you may reach." };
+    show(format, &table, none, &listed.items).could("print the hosts")?;
     if listed.skipped > 0 {
         eprintln!("{} hosts could not be read by this version and are not shown.", listed.skipped);
     }

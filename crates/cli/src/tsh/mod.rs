@@ -24,7 +24,7 @@ use types::Ttl;
 ///   tsh ssh alice@node1
 ///   tsh play 0190f0f2-…
 #[derive(Parser, Debug)]
-#[command(name = "tsh", version = env!("LOCKGATE_VERSION"), disable_version_flag = true, arg_required_else_help = true, max_term_width = 100, verbatim_doc_comment)]
+#[command(name = "tsh", version = env!("LOCKGATE_VERSION"), arg_required_else_help = true, max_term_width = 100, verbatim_doc_comment)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -72,6 +72,7 @@ enum Command {
     Logout,
     /// Shows who is logged in where, and until when
     Status {
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
         /// Certificate details too
@@ -82,6 +83,7 @@ enum Command {
     Ls {
         /// Only hosts with these labels: env=prod,team=db
         labels: Option<String>,
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
         /// Host ids too
@@ -90,7 +92,7 @@ enum Command {
     },
     /// Opens a shell on a host, or runs a command there
     #[command(
-        after_help = "Examples:\n  tsh ssh node1\n  tsh ssh alice@node1 -- df -h\n  tsh ssh -L 5432:localhost:5432 alice@db-7\n\nThe exit status is the command's; 255 when the session itself fails."
+        after_help = "Examples:\n  tsh ssh node1\n  tsh ssh alice@node1 -- df -h\n  tsh ssh -L 5432:localhost:5432 alice@db-7\n  tsh ssh -N -D 1080 alice@node1\n\nThe exit status is the command's; 255 when the session itself fails."
     )]
     Ssh(SshArgs),
     /// Local ends of connections for other programs
@@ -106,6 +108,7 @@ enum Command {
     },
     /// Lists clusters
     Clusters {
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
         /// Without headings
@@ -133,6 +136,7 @@ enum Command {
     },
     /// Prints this program's version, and the Proxy's when logged in
     Version {
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
         /// This program's version only; asks nobody
@@ -144,6 +148,7 @@ enum Command {
         /// Prints the commands that unset them
         #[arg(long)]
         unset: bool,
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
@@ -179,6 +184,12 @@ pub(crate) struct SshArgs {
     /// Forwards a local port: [bind:]port:host:hostport
     #[arg(short = 'L', value_name = "FORWARD")]
     pub(crate) local_forward: Vec<String>,
+    /// Forwards where each program says, by SOCKS 5: [bind:]port
+    #[arg(short = 'D', value_name = "FORWARD")]
+    pub(crate) dynamic_forward: Vec<String>,
+    /// Lets programs on the host use your SSH agent (SSH_AUTH_SOCK), where your roles allow it
+    #[arg(short = 'A', long)]
+    pub(crate) forward_agent: bool,
     /// Asks for a terminal although a command is given
     #[arg(short = 't', long)]
     pub(crate) tty: bool,
@@ -196,6 +207,7 @@ enum ProxyCommand {
     Ssh {
         /// [login@]host[:port]
         target: String,
+        /// Cluster of the host
         #[arg(short = 'c', long, env = "LOCKGATE_CLUSTER")]
         cluster: Option<String>,
     },
@@ -214,14 +226,18 @@ enum Recordings {
         /// Within this length of time, e.g. 24h
         #[arg(long, conflicts_with_all = ["from_utc", "to_utc"])]
         last: Option<Ttl>,
+        /// How many at most
         #[arg(long, default_value_t = 50)]
         limit: u32,
+        /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
     /// Writes a recording in another format
     Export {
+        /// Session id, or a recording file
         session: String,
+        /// Of what format
         #[arg(short, long, value_enum, default_value_t)]
         format: ExportFormat,
         /// File to write; standard output when absent
@@ -253,8 +269,8 @@ pub(crate) fn command() -> clap::Command {
 
 /// Runs `tsh` with these words.
 pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
-    let Cli { global, command } = Cli::parse_from(words);
-    crate::output::debug_log(global.debug);
+    let Cli { global, command } = crate::environment::parse(words);
+    crate::debug::start(global.debug);
     match command {
         Command::Login(args) => login::login(&global, &args),
         Command::Logout => login::logout(&global),

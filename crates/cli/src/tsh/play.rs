@@ -9,7 +9,7 @@ use crate::{
 };
 use serde_json::json;
 use std::{
-    io::{Read as _, Write as _},
+    io::{IsTerminal as _, Read as _, Write as _},
     path::Path,
     process::ExitCode,
     time::Duration,
@@ -302,7 +302,8 @@ fn perform(entries: &[Entry], speed: f64, max_pause: Option<Duration>) -> Result
         }
     }
     drop(raw);
-    write_out("\n")
+    // The prompt begins on a line of its own; a file or a pipe gets the output as it was.
+    if std::io::stdout().is_terminal() { write_out("\n") } else { Ok(()) }
 }
 
 /// As long as the recorded person paused.

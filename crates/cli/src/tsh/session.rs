@@ -22,7 +22,7 @@ use client::{
     ssh::{self, Connecting, Control, Exit, ExpectedHost, Pty, Request, Session, Sig, SshError, Streams, forward},
 };
 use net::{clock::SystemClock, shutdown::Shutdown, task::Group};
-use std::{io::IsTerminal as _, process::ExitCode, sync::Arc, time::Duration};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use target::{Forward, default_login};
 use tokio::{
     net::TcpListener,
@@ -46,6 +46,8 @@ struct Plan {
     command: Option<String>,
     terminal: bool,
     forwards: Vec<Forward>,
+    /// `-A`: where the user's SSH agent listens.
+    agent: Option<PathBuf>,
     /// `-N`
     forwards_only: bool,
 }
@@ -91,13 +93,18 @@ fn plan(global: &Global, args: &SshArgs, user: &profile::LoggedIn) -> Result<Pla
     let login = login.or_else(|| default_login(logins, profile::local_user().as_deref()));
     let login = login.ok_or_else(|| usage("no login is given").hint("write it as login@host, or give -l"))?;
     let command = (!args.command.is_empty()).then(|| args.command.join(" "));
+    if let (true, Some(command)) = (args.no_remote_exec, &command) {
+        let public = usage(format!("-N runs no command, but one is given: \"{}\"", command.escape_debug()));
+        return Err(public.hint("leave one of them out"));
+    }
     Ok(Plan {
         target: target::host(host)?,
         login,
         cluster: other_cluster(args.cluster.as_deref(), user)?,
         terminal: args.tty || (command.is_none() && std::io::stdin().is_terminal()),
         command,
-        forwards: args.local_forward.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
+        forwards: target::forwards(&args.local_forward, &args.dynamic_forward)?,
+        agent: args.forward_agent.then(agent_socket).flatten(),
         forwards_only: args.no_remote_exec,
     })
 }
@@ -116,6 +123,10 @@ pub(super) async fn dial(user: &profile::LoggedIn, target: &Target, cluster: Opt
 }
 
 async fn run(user: &profile::LoggedIn, plan: &Plan, skip_version_check: bool) -> Result<u8, Public> {
+    if plan.agent.is_some() || !plan.forwards.is_empty() {
+        // What the host does not allow is told while the session goes on.
+        crate::debug::warnings();
+    }
     let listeners = listen(&plan.forwards).await?;
     let node = match dial(user, &plan.target, plan.cluster.as_ref()).await {
         Err(ConnectError::Refused(public)) if public.is(Code::NodeAmbiguous) => {
@@ -127,8 +138,7 @@ async fn run(user: &profile::LoggedIn, plan: &Plan, skip_version_check: bool) ->
     let shutdown = Shutdown::new();
     let group = Group::new("forwards");
     for (listener, to) in listeners {
-        let destination = forward::Destination::Fixed { host: to.host, port: to.host_port };
-        group.spawn("listener", forward::forward(session.clone(), listener, destination, shutdown.clone()));
+        group.spawn("listener", forward::forward(session.clone(), listener, to.to, shutdown.clone()));
     }
     let ended = if plan.forwards_only { wait(&session).await } else { talk(&session, plan).await };
     shutdown.stop();
@@ -152,7 +162,7 @@ async fn open(user: &profile::LoggedIn, plan: &Plan, node: Node) -> Result<Arc<S
         certificate: credentials.ssh_certificate.clone(),
         expected: ExpectedHost { trust: credentials.trust.clone(), asked: plan.target.clone(), host_id: Some(node.host_id) },
         forwarding: !plan.forwards.is_empty(),
-        agent_socket: None,
+        agent_socket: plan.agent.clone(),
         keep_alive: KEEP_ALIVE,
         clock: SystemClock::shared(),
     };
@@ -188,21 +198,20 @@ async fn listen(forwards: &[Forward]) -> Result<Vec<(TcpListener, Forward)>, Pub
         };
         let listener = TcpListener::bind((forward.bind, forward.port)).await.map_err(failed)?;
         if forward.port == 0 {
-            eprintln!("Forwarding {} to {}:{}", listener.local_addr().map_err(failed)?, forward.host, forward.host_port);
+            eprintln!("Forwarding {} to {}", listener.local_addr().map_err(failed)?, forward.to);
         }
         listeners.push((listener, forward.clone()));
     }
-    if !forwards.is_empty() {
-        // A connection that is not forwarded is told here; the first subscriber stays (`--debug`).
-        let _ = tracing_subscriber::fmt()
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .with_max_level(tracing::Level::WARN)
-            .without_time()
-            .with_target(false)
-            .try_init();
-    }
     Ok(listeners)
+}
+
+/// `-A` without an agent is told, and the session opens without.
+fn agent_socket() -> Option<PathBuf> {
+    let socket = std::env::var_os("SSH_AUTH_SOCK").filter(|path| !path.is_empty());
+    if socket.is_none() {
+        eprintln!("warning: -A: no SSH agent to forward; SSH_AUTH_SOCK is not set (start one: eval \"$(ssh-agent)\")");
+    }
+    socket.map(PathBuf::from)
 }
 
 /// `-N`: until the connection ends or the user has enough.
@@ -234,7 +243,13 @@ fn request(plan: &Plan) -> Request {
         let term = std::env::var("TERM").ok().filter(|term| !term.is_empty()).unwrap_or_else(|| "vt100".into());
         Pty { term, columns, rows, width: 0, height: 0, modes: terminal_modes::of_stdin() }
     });
-    Request { command: plan.command.clone(), subsystem: None, environment: environment(std::env::vars()), pty, forward_agent: false }
+    Request {
+        command: plan.command.clone(),
+        subsystem: None,
+        environment: environment(std::env::vars()),
+        pty,
+        forward_agent: plan.agent.is_some(),
+    }
 }
 
 /// Language and formats, as OpenSSH's usual configuration sends them.

@@ -147,7 +147,8 @@ fn mistakes_are_named_with_their_place() {
     broken.refused();
     assert!(broken.err.contains(":4:"), "line and column: {broken}");
     create("kind: role\nversion: v1\nmetadata: {name: a}\nspec: {allow: {logins: 5}}\n").fails(1, "LG-RESOURCE-004");
-    create("kind: role\nversion: v1\nmetadata: {name: a}\nspec: {options: {max_session_ttl: soon}}\n").fails(1, "soon");
+    create("kind: role\nversion: v1\nmetadata: {name: a}\nspec: {options: {max_session_ttl: soon}}\n")
+        .fails(1, "spec.options.max_session_ttl: ");
     create("kind: role\nversion: v1\nmetadata: {name: a}\nspec: {allow: {logins: ['*']}}\n").refused();
     create("kind: planet\nversion: v1\nmetadata: {name: mars}\nspec: {}\n").refused();
     create("").fails(2, "LG-USAGE-001");
@@ -194,5 +195,35 @@ fn an_administrator_works_from_elsewhere_with_what_his_roles_allow() {
     let alice = cluster.person("alice", &["access"], &[me()]);
     let refused = tctl(&alice, &["users", "add", "mallory", "--roles=editor"]);
     refused.fails(1, "LG-ACCESS-001");
-    cluster.event("access.denied", "L9003W", &[("who", "alice")]);
+    cluster.event("access.denied", "L9003W", &[("user", "alice")]);
+}
+
+#[test]
+fn a_slip_leaves_nothing_half_done_and_loses_nobodys_work() {
+    let cluster = shared();
+    // Refused before anything is written.
+    cluster.tctl(["users", "add", "slip", "--roles=access", "--ttl=100h"]).go().fails(2, "48 hours");
+    cluster.tctl(["get", "user/slip"]).go().fails(1, "LG-RESOURCE-001");
+    cluster.tctl(["users", "add", "slip", "--roles=access"]).go().ok();
+    cluster.tctl(["users", "add", "slip", "--roles=access"]).go().fails(1, "tctl users reset slip");
+    cluster.tctl(["users", "rm", "slip"]).go().ok();
+    // A kind that nobody knows is not an empty list.
+    cluster.tctl(["get", "rolls"]).go().fails(1, "LG-RESOURCE-001").fails(1, "kinds are");
+    cluster.tctl(["get", "locks"]).go().ok();
+    // A token is named as `ls` shows it, or by itself.
+    let token = cluster.token("node");
+    cluster.tctl(["tokens", "rm", "0000000000000000"]).go().fails(1, "LG-RESOURCE-001");
+    cluster.tctl(["tokens", "rm", &token]).go().ok();
+    let token = cluster.token("node");
+    cluster.tctl(["tokens", "rm", &format!("{}…", &token[..6])]).go().ok();
+    // What was written in the editor is kept when it cannot be used.
+    cluster.role("edited", "{allow: {logins: [app]}}");
+    let edited = cluster.tctl(["edit", "role/edited"]).env("EDITOR", "sed -i s/logins:/logins/").go();
+    edited.fails(1, "LG-RESOURCE-004").fails(1, "your text is kept");
+    let kept = edited.err.split_whitespace().last().unwrap();
+    assert!(fs::read_to_string(kept).unwrap().contains("logins"), "{edited}");
+    fs::remove_file(kept).unwrap();
+    // One process at a time has a data directory; the one that is there goes on.
+    cluster.auth().command().go().fails(1, "LG-CONFIG-001").fails(1, &format!("process {}", cluster.auth().pid()));
+    cluster.tctl(["status"]).go().ok();
 }

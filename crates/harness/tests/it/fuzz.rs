@@ -3,6 +3,7 @@
 //! Brief here; `make fuzz` runs longer. Corpora are in `fuzz/corpus/<target>/` and replayed first.
 
 use bytes::BytesMut;
+use futures::FutureExt as _;
 use harness::{
     binary::root,
     fuzz::{Budget, Reached, Target, fuzz},
@@ -133,8 +134,63 @@ targets! {
             text.parse::<route::Target>().is_ok(),
         ))
     };
+    fuzz_web: "web", [b"{\"user\":", b"\"password\":", b"\"otp\":", b"\"again\":", b"\"ssh_public_key\":", b"\"tls_public_key\":", b"\"ttl\":", b"12h", b"\\u0000", b"password=", b"&again=", b"%00", b"%c3%28", b"\"version\":"], |data| {
+        let place = |error: Public| (error.code.clone(), error.message.clone());
+        let login = proxy::read::login(data).map(|asked| (asked.ttl == 0, asked.otp.is_empty(), asked.tls_public_key.is_empty()));
+        let answer = proxy::read::answer(data).map(|answer| (answer.again.is_some(), answer.otp.is_empty()));
+        let form = proxy::read::form(data.to_vec().into()).now_or_never().expect("the whole body is here");
+        let form = form.map(|answer| (answer.again.is_some(), answer.otp.is_empty()));
+        let hello = serde_json::from_slice::<hello::Hello>(data).is_ok();
+        Reached::of(&(login.map_err(place), answer.is_ok(), form.is_ok(), answer.ok(), form.ok(), hello))
+    };
+    fuzz_socks: "socks", [b"\x05\x01\x00", b"\x05\x01\x00\x01", b"\x05\x01\x00\x03", b"\x05\x01\x00\x04", b"\x05\x02\x00\x02", b"\x0bexample.com"], |data| {
+        let mut stream = tokio::io::join(data, tokio::io::sink());
+        let asked = client::ssh::socks::read_request(&mut stream).now_or_never().expect("the whole request is here");
+        if let Ok(wanted) = &asked {
+            // Nothing in it that a log or a terminal could take for more than a name.
+            assert!((1..=255).contains(&wanted.host.len()) && wanted.host.bytes().all(|byte| byte.is_ascii_graphic()), "{wanted:?}");
+        }
+        Reached::of(&asked.map(|wanted| (wanted.host.contains(':'), wanted.host.contains('.'))).map_err(|error| error.to_string()))
+    };
     fuzz_identity_file: "identity_file", [b"-----BEGIN PRIVATE KEY-----\n", b"-----END PRIVATE KEY-----\n", b"-----BEGIN CERTIFICATE-----\n", b"@cert-authority ", b"ssh-ed25519-cert-v01@openssh.com "], |data| {
         let Ok(text) = std::str::from_utf8(data) else { return Reached::of(&"not text") };
         Reached::of(&client::identity_file::from_text(text).map(|_| "read").map_err(|error| error.to_string()))
     };
+    fuzz_backup: "backup", [b"\x89LGB\r\n\x1a\n", b"\"encryption\":{\"type\":\"none\"}", b"\"x25519\"", b"\"recipients\"", b"\"requires\":[]", b"\"commit\"", b"\"revision\"", b"\"kinds\"", b"\x28\xb5\x2f\xfd"], |data| {
+        // As it is, and with digests and signature made good, so that what lies behind them is reached.
+        let read = |file: &[u8]| {
+            let verified = backup::verify(std::io::Cursor::new(file), &backup::Unlock::Unencrypted, &backup::Trust::Any)?;
+            verified.records()?.try_for_each(|record| record.map(drop))
+        };
+        let checked = backup::check(data, &backup::Trust::Any).map(|checked| checked.chunks.min(9)).map_err(|error| error.code());
+        let mended = sealed_backup(data).map(|file| read(&file).map_err(|error| error.to_string()));
+        Reached::of(&(checked, read(data).map_err(|error| error.code()), mended))
+    };
+}
+
+/// The file with every digest and the seal as `docs/backup-format.md` wants them; what cannot be taken apart is left out.
+fn sealed_backup(data: &[u8]) -> Option<Vec<u8>> {
+    use backup::Signer as _;
+    use sha2::{Digest as _, Sha256};
+    let (front, mut rest) = data.split_at_checked(14)?;
+    let length = u32::from_be_bytes(*front.last_chunk()?) as usize;
+    let mut file = [front, rest.get(..length)?].concat();
+    let mut chain: [u8; 32] = Sha256::digest(&file).into();
+    file.extend(chain);
+    rest = rest.get(length + 32..)?;
+    while let Some((head, body)) = rest.split_at_checked(22) {
+        let length = u32::from_be_bytes(*head.last_chunk()?) as usize;
+        let Some(payload) = body.get(..length) else { break };
+        let payload = match head.first() {
+            Some(4) => {
+                backup::SeedSigner::new(&[1; 32]).ok()?.sign(&[b"lockgate backup v1 seal\0".as_slice(), &chain].concat()).ok()?.to_vec()
+            }
+            _ => payload.to_vec(),
+        };
+        let digest: [u8; 32] = Sha256::new().chain_update(head).chain_update(&payload).finalize().into();
+        file.extend([head, &payload, &digest].concat());
+        chain = Sha256::new().chain_update(chain).chain_update(digest).finalize().into();
+        rest = body.get(length + 32..).unwrap_or_default();
+    }
+    Some(file)
 }

@@ -179,7 +179,7 @@ fn a_second_factor_is_set_with_the_invitation_and_asked_for_at_every_login() {
 }
 
 /// The code of an `otpauth://` link, so many steps from now (RFC 6238).
-fn otp_code(url: &str, steps: i64) -> String {
+pub(crate) fn otp_code(url: &str, steps: i64) -> String {
     let query = url.split_once('?').unwrap().1;
     let get = |name: &str| query.split('&').find_map(|part| part.strip_prefix(name)).map(str::to_owned);
     let secret = data_encoding::BASE32_NOPAD.decode(get("secret=").unwrap().trim_end_matches('=').as_bytes()).unwrap();
@@ -192,7 +192,7 @@ fn otp_code(url: &str, steps: i64) -> String {
     format!("{:0width$}", number % 10u32.pow(u32::try_from(digits).unwrap()), width = digits)
 }
 
-fn otp_step() -> u64 {
+pub(crate) fn otp_step() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() / 30
 }
 

@@ -10,13 +10,17 @@
 
 mod admin;
 mod attacks;
+mod backup;
 mod diag;
+mod forward;
 mod fuzz;
+mod ha;
 mod join;
 mod login;
 mod openssh;
 mod raw_ssh;
 mod record;
+mod rogue;
 mod ssh;
 mod talk;
 mod versions;

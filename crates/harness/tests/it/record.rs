@@ -75,7 +75,7 @@ fn attack_row_17_a_host_killed_in_the_middle_keeps_what_was_seen_until_then() {
     let target = format!("{}@node1", me());
     until_ok(SOON, || alice.ssh(&target, "true"));
     let log = cluster.home.join("cut.log");
-    let mut session = Running::start(&alice.ssh(&target, "echo seen be''fore; sleep 1000").into_command(), &log);
+    let mut session = Running::start(&alice.ssh(&target, "echo seen be''fore; sleep 60").into_command(), &log);
     eventually(SOON, "the session has begun", || session.log().contains("seen before").then_some(()));
     // Written to the spool while it runs: what the user saw is on disk soon after.
     let spool = cluster.node().data_dir.join("spool");
@@ -91,7 +91,7 @@ fn attack_row_17_a_host_killed_in_the_middle_keeps_what_was_seen_until_then() {
     assert_ne!(session.wait(SOON), 0);
     cluster.node().start();
     cluster.node().wait_ready();
-    let started = cluster.event("session.start", "L2000I", &[("user", "alice"), ("command", "echo seen be''fore; sleep 1000")]);
+    let started = cluster.event("session.start", "L2000I", &[("user", "alice"), ("command", "echo seen be''fore; sleep 60")]);
     let id = started["sid"].as_str().unwrap();
     let ended = cluster.event("session.end", "L2004I", &[("sid", id)]);
     assert_eq!(ended["recovered"], true, "{ended}");

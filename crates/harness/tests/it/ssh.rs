@@ -8,14 +8,7 @@ use harness::{
     process::Running,
 };
 use rexpect::session::{PtySession, spawn_command};
-use std::{
-    collections::BTreeSet,
-    fs,
-    io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -308,45 +301,48 @@ fn attack_row_19_a_session_sees_its_own_environment_and_none_of_the_service() {
     assert!(strange.iter().all(|name| own.contains(&name.as_str())), "{strange:?}");
 }
 
-/// Echoes what is sent to it, for ever.
-fn echo_server() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
-        }
-    });
-    port
+#[test]
+fn language_and_formats_travel_with_tsh_and_nothing_else_does() {
+    let alice = shared().person("ssh-lang", &["access"], &[me()]);
+    let out = alice
+        .ssh(&format!("{}@node1", me()), r"tr '\0' '\n' </proc/$$/environ")
+        .env("LANG", "de_DE.UTF-8")
+        .env("LC_TIME", "en_GB.UTF-8")
+        .env("LC_OF_MINE", "x y'\"$(id)")
+        .env("LC_lower", "no")
+        .env("LC_LONG", "x".repeat(300))
+        // The host would take these from OpenSSH; `tsh` does not offer them.
+        .env("GIT_PROTOCOL", "version=2")
+        .env("EDITOR", "x")
+        .go();
+    let all: BTreeSet<String> = out.ok().lines().map(str::to_owned).collect();
+    for line in ["LANG=de_DE.UTF-8", "LC_TIME=en_GB.UTF-8", "LC_OF_MINE=x y'\"$(id)"] {
+        assert!(all.contains(line), "no {line} in {out}");
+    }
+    for name in ["LC_lower", "LC_LONG", "GIT_PROTOCOL", "EDITOR"] {
+        assert!(!all.iter().any(|line| line.starts_with(&format!("{name}="))), "{name} in {out}");
+    }
+    // A terminal's session gets them too.
+    let (mut shell, _) = terminal(&alice, &format!("{}@node1", me()), 24, 80);
+    shell.send_line("echo \"<$LC_ALL>\"").unwrap();
+    shell.exp_string("<C.UTF-8>").unwrap();
+    shell.send_line("exit").unwrap();
+    shell.exp_eof().unwrap();
 }
 
 #[test]
-fn a_local_port_is_forwarded_where_roles_allow_it() {
-    let cluster = shared();
-    cluster.role("no-forward", "{options: {port_forwarding: false}, allow: {logins: ['{{internal.logins}}'], node_labels: {'*': '*'}}}");
-    let (echo, target) = (echo_server(), format!("{}@node1", me()));
-    let talk = |port: u16| {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        stream.write_all(b"through the tunnel").ok()?;
-        let mut answer = [0; 18];
-        stream.read_exact(&mut answer).ok().map(|()| answer)
-    };
-    let forward = |person: &Person, port: u16| {
-        beside(
-            person.tsh(["ssh", "-N", "-L", &format!("{port}:127.0.0.1:{echo}"), &target]),
-            &cluster.home.join(format!("forward-{}.log", person.name)),
-        )
-    };
-    let alice = cluster.person("ssh-forward", &["access"], &[me()]);
-    let port = harness::cluster::free_port();
-    let _forwarding = forward(&alice, port);
-    let answer = eventually(SOON, "the port is forwarded", || talk(port));
-    assert_eq!(&answer, b"through the tunnel");
-    cluster.event("port", "L3003I", &[("user", "ssh-forward")]);
-    let bob = cluster.person("ssh-noforward", &["no-forward"], &[me()]);
-    let port = harness::cluster::free_port();
-    let refused = forward(&bob, port);
-    eventually(SOON, &format!("the port listens: {}", refused.log()), || TcpStream::connect(("127.0.0.1", port)).ok());
-    assert_eq!(talk(port), None, "no byte passes");
+fn debug_shows_the_ssh_layer_and_no_secret() {
+    let alice = shared().person("ssh-debug", &["access"], &[me()]);
+    let target = format!("{}@node1", me());
+    assert!(!alice.ssh(&target, "true").go().err.contains("russh"));
+    // All that there is, asked for by name.
+    let ran = alice.tsh(["--debug", "ssh", &target, "cat"]).env("LOCKGATE_LOG", "trace").input("a secret that is typed").go();
+    assert_eq!(ran.ok(), "a secret that is typed");
+    for said in ["russh: ", "negotiated algorithms", "userauth_success", "rustls: "] {
+        assert!(ran.err.contains(said), "no {said} in {ran}");
+    }
+    assert!(!ran.err.contains("a secret that is typed") && !ran.err.contains("PRIVATE KEY"), "{ran}");
+    let usual = alice.tsh(["--debug", "ssh", &target, "true"]).go();
+    assert!(usual.err.contains("DEBUG") && !usual.err.contains("msg type"), "one line for each packet is too much: {usual}");
+    alice.tsh(["ssh", "-N", &target, "true"]).go().fails(2, "-N runs no command");
 }

@@ -4,6 +4,7 @@ use harness::Cluster;
 use net::{
     clock::SystemClock,
     dial,
+    eager::Eager,
     frame::{read_frame, write_frame},
     tls::{CertificateDer, TlsIdentity, Trust, client_config},
 };
@@ -18,13 +19,16 @@ use wire::hello::{Answer, Hello, Verdict};
 
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
+/// A connection as the members' own code makes it.
+pub(crate) type Tls = TlsStream<Eager<TcpStream>>;
+
 /// A runtime for one test.
 pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
 /// TLS to a port, with any protocol name, and nobody checked: these tests are about the server.
-pub(crate) async fn tls(port: u16, alpn: &[u8], name: &str, identity: Option<&TlsIdentity>) -> std::io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn tls(port: u16, alpn: &[u8], name: &str, identity: Option<&TlsIdentity>) -> std::io::Result<Tls> {
     let clock = SystemClock::shared();
     let config = client_config(identity, Trust::Insecure, &[alpn], &clock).unwrap();
     let stream = TcpStream::connect(("127.0.0.1", port)).await?;
@@ -37,7 +41,7 @@ pub(crate) fn name_of(role: SystemRole, cluster: &Cluster) -> String {
 }
 
 /// Says hello; the server's answer.
-pub(crate) async fn hello(stream: &mut TlsStream<TcpStream>, hello: &Hello) -> Result<Answer, String> {
+pub(crate) async fn hello(stream: &mut Tls, hello: &Hello) -> Result<Answer, String> {
     write_frame(stream, &wire::hello::encode(hello), SOON).await.map_err(|error| error.to_string())?;
     let answer = read_frame(stream, SOON).await.map_err(|error| error.to_string())?;
     wire::hello::decode(&answer).map_err(|error| error.to_string())

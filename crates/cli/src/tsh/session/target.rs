@@ -1,6 +1,7 @@
-//! What `tsh ssh` was asked for, read: `[login@]host`, `[bind:]port:host:hostport`.
+//! What `tsh ssh` was asked for, read: `[login@]host`, `-L [bind:]port:host:hostport`, `-D [bind:]port`.
 
 use crate::exit::usage;
+use client::ssh::forward::Destination;
 use std::{collections::BTreeSet, net::IpAddr};
 use types::{Login, Public};
 use wire::route::Target;
@@ -23,18 +24,22 @@ pub(super) fn default_login(logins: &BTreeSet<Login>, local: Option<&str>) -> Op
     local.clone().filter(|name| logins.contains(name)).or_else(|| logins.first().cloned()).or(local)
 }
 
-/// `-L`
+/// `-L` or `-D`: a port of this machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Forward {
     pub(super) bind: IpAddr,
     pub(super) port: u16,
-    pub(super) host: String,
-    pub(super) host_port: u16,
+    pub(super) to: Destination,
 }
 
-impl std::str::FromStr for Forward {
-    type Err = Public;
-    fn from_str(text: &str) -> Result<Self, Public> {
+/// All ports that are to be forwarded.
+pub(super) fn forwards(local: &[String], dynamic: &[String]) -> Result<Vec<Forward>, Public> {
+    let local = local.iter().map(|text| Forward::local(text));
+    local.chain(dynamic.iter().map(|text| Forward::dynamic(text))).collect()
+}
+
+impl Forward {
+    fn local(text: &str) -> Result<Self, Public> {
         let bad = || usage(format!("\"{text}\" is not a forward; write it as [bind:]port:host:hostport"));
         let parts = parts(text).ok_or_else(bad)?;
         let (bind, [port, host, host_port]) = match parts.as_slice() {
@@ -42,14 +47,31 @@ impl std::str::FromStr for Forward {
             [bind, port, host, host_port] => (*bind, [port, host, host_port]),
             _ => return Err(bad()),
         };
-        let bind = match bind {
-            "localhost" => IpAddr::from([127, 0, 0, 1]),
-            "" | "*" => IpAddr::from([0, 0, 0, 0]),
-            address => address.parse().map_err(|_| bad())?,
-        };
         let host_port = host_port.parse().ok().filter(|&port| port != 0).ok_or_else(bad)?;
-        let fits = !host.is_empty() && host.len() <= 255 && host.chars().all(|c| c.is_ascii_graphic());
-        if fits { Ok(Self { bind, port: port.parse().map_err(|_| bad())?, host: (*host).to_owned(), host_port }) } else { Err(bad()) }
+        if host.is_empty() || host.len() > 255 || !host.chars().all(|c| c.is_ascii_graphic()) {
+            return Err(bad());
+        }
+        let to = Destination::Fixed { host: (*host).to_owned(), port: host_port };
+        Ok(Self { bind: bind_address(bind).ok_or_else(bad)?, port: port.parse().map_err(|_| bad())?, to })
+    }
+
+    fn dynamic(text: &str) -> Result<Self, Public> {
+        let bad = || usage(format!("\"{text}\" is not a dynamic forward; write it as [bind:]port"));
+        let parts = parts(text).ok_or_else(bad)?;
+        let (bind, port) = match parts.as_slice() {
+            [port] => ("localhost", port),
+            [bind, port] => (*bind, port),
+            _ => return Err(bad()),
+        };
+        Ok(Self { bind: bind_address(bind).ok_or_else(bad)?, port: port.parse().map_err(|_| bad())?, to: Destination::Socks })
+    }
+}
+
+fn bind_address(text: &str) -> Option<IpAddr> {
+    match text {
+        "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
+        "" | "*" => Some(IpAddr::from([0, 0, 0, 0])),
+        address => address.parse().ok(),
     }
 }
 
@@ -110,8 +132,9 @@ mod tests {
     #[test]
     fn forwards_are_read_as_openssh_reads_them() {
         let check = |text: &str, want: Option<(&str, u16, &str, u16)>| {
-            let got = text.parse::<Forward>().ok().map(|forward| (forward.bind.to_string(), forward.port, forward.host, forward.host_port));
-            assert_eq!(got, want.map(|(bind, port, host, to)| (bind.to_owned(), port, host.to_owned(), to)), "{text}");
+            let got = Forward::local(text).ok().map(|forward| (forward.bind.to_string(), forward.port, forward.to));
+            let fixed = |host: &str, port| Destination::Fixed { host: host.to_owned(), port };
+            assert_eq!(got, want.map(|(bind, port, host, to)| (bind.to_owned(), port, fixed(host, to))), "{text}");
         };
         check("5432:localhost:5432", Some(("127.0.0.1", 5432, "localhost", 5432)));
         check("0:db:5432", Some(("127.0.0.1", 0, "db", 5432)));
@@ -119,6 +142,21 @@ mod tests {
         check("[::1]:8080:[2001:db8::1]:80", Some(("::1", 8080, "2001:db8::1", 80)));
         check("127.0.0.2:1:h:2", Some(("127.0.0.2", 1, "h", 2)));
         for bad in ["", "5432", "1:h", "1:h:0", "x:h:1", "1::1", "1:h:70000", "[::1:1:h:1", "1:h:1:1:1", "evil:1:h:1"] {
+            check(bad, None);
+        }
+    }
+
+    #[test]
+    fn a_dynamic_forward_listens_on_loopback_unless_told_otherwise() {
+        let check = |text: &str, want: Option<(&str, u16)>| {
+            let got = Forward::dynamic(text).ok().map(|forward| (forward.bind.to_string(), forward.port, forward.to));
+            assert_eq!(got, want.map(|(bind, port)| (bind.to_owned(), port, Destination::Socks)), "{text}");
+        };
+        check("1080", Some(("127.0.0.1", 1080)));
+        check("localhost:0", Some(("127.0.0.1", 0)));
+        check("*:1080", Some(("0.0.0.0", 1080)));
+        check("[::1]:1080", Some(("::1", 1080)));
+        for bad in ["", "x", "1080:host", "1:2:3", "70000", "evil:1080", "[::1:1080"] {
             check(bad, None);
         }
     }
