@@ -117,7 +117,9 @@ mod tests {
     use std::os::unix::process::ExitStatusExt as _;
 
     fn sleeper() -> (Child, Pid) {
-        let child = Command::new("sleep").arg("1000").process_group(0).kill_on_drop(true).spawn().unwrap();
+        // As sessions have it, also when the tests run under `nohup`.
+        let child =
+            Command::new("env").args(["--default-signal=HUP", "sleep", "1000"]).process_group(0).kill_on_drop(true).spawn().unwrap();
         let group = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
         (child, group)
     }

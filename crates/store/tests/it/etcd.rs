@@ -202,9 +202,7 @@ async fn an_etcd_restored_from_an_older_copy_ends_the_watches() {
         put(&store, &format!("lost/{n}")).await;
     }
     // A watch that has seen nothing of what is lost has nothing to be told.
-    let seen = async {
-        while watch.next().await.unwrap().unwrap().revision() < 11 {}
-    };
+    let seen = async { while watch.next().await.unwrap().unwrap().revision() < 11 {} };
     tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap();
     server.restore(&copy);
     let ended = async {

@@ -183,9 +183,7 @@ async fn a_standby_that_lacked_commits_ends_the_watches() {
         newest = store.commit(create(&format!("lost/{n}"))).await.unwrap().revision;
     }
     // A watch that has seen nothing of what is lost has nothing to be told.
-    let seen = async {
-        while watch.next().await.unwrap().unwrap().revision() < newest {}
-    };
+    let seen = async { while watch.next().await.unwrap().unwrap().revision() < newest {} };
     tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap();
     first.running.stop(rustix::process::Signal::QUIT);
     let mut promoted = Pg { dir: second.dir, port: first.port, running: first.running };
