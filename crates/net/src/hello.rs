@@ -9,7 +9,7 @@ use crate::frame::{FrameError, read_frame, write_frame};
 use std::{io, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite};
 use types::{Code, Public, version::Direction};
-use wire::hello::{Answer, BadHello, Hello, Verdict, decide, decode, encode, skipped};
+use wire::hello::{Answer, BadHello, Hello, Verdict, decide, decode, encode, of_another_build, skipped};
 
 /// How long each side waits for the whole handshake, unless told otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -132,6 +132,9 @@ where
             told?;
             if skipped(direction, ours, &peer) {
                 tracing::warn!(ours = %ours.version, server = %peer.version, role = %peer.role, "going on with an older server: --skip-version-check");
+            }
+            if of_another_build(ours, &peer) {
+                tracing::info!(version = %peer.version, role = %peer.role, "hint: this program is another build of the server's version; compare with: lockgate version");
             }
             Ok(peer)
         }

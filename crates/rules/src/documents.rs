@@ -73,13 +73,15 @@ pub enum Kind {
     Event,
     /// The whole state in one file: made, never listed.
     Backup,
+    /// The control record, and what it governs: admission windows, migrations.
+    Control,
     /// A kind of another release: data.
     Other(String),
 }
 
 impl Kind {
     /// Every known kind, for the table.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Role,
         Self::User,
         Self::Token,
@@ -92,6 +94,7 @@ impl Kind {
         Self::Recording,
         Self::Event,
         Self::Backup,
+        Self::Control,
     ];
     pub fn new(kind: &str) -> Self {
         match Self::ALL.into_iter().find(|known| known.as_str() == kind) {
@@ -113,6 +116,7 @@ impl Kind {
             Self::Recording => "recording",
             Self::Event => "event",
             Self::Backup => "backup",
+            Self::Control => "control",
             Self::Other(text) => text,
         }
     }
@@ -121,7 +125,7 @@ impl Kind {
         match self {
             Self::Role | Self::User | Self::Token | Self::Lock => true,
             // Singletons exist from the cluster's birth.
-            Self::AuthPreference => !matches!(verb, Verb::Create | Verb::Delete),
+            Self::AuthPreference | Self::Control => !matches!(verb, Verb::Create | Verb::Delete),
             Self::Backup => verb == Verb::Create,
             // Taking a dead host out of the list is an administrator's work; making one up is not.
             Self::Node | Self::Member => !matches!(verb, Verb::Create | Verb::Update),
@@ -231,6 +235,7 @@ fn user_scope(identity: &UserIdentity, roles: &RoleSet, kind: &Kind, verb: Verb)
         | Kind::Event
         | Kind::Recording
         | Kind::Backup
+        | Kind::Control
         | Kind::Other(_) => None,
     }
 }
@@ -346,7 +351,7 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
             Kind::Role | Kind::User | Kind::Token | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo | Kind::AuthPreference => {
                 (Reach::All, Reach::None)
             }
-            Kind::Node | Kind::Event | Kind::Recording | Kind::Other(_) => (Reach::All, Reach::None),
+            Kind::Node | Kind::Event | Kind::Recording | Kind::Control | Kind::Other(_) => (Reach::All, Reach::None),
             Kind::Member => (Reach::All, Reach::Own),
             // Every key of the cluster is in it: no service asks another for one.
             Kind::Backup => (Reach::None, Reach::None),
@@ -360,7 +365,7 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
             Kind::Member => (Reach::Peers, Reach::Own),
             // It reports refusals at its doors; it never learns what others reported.
             Kind::Event => (Reach::None, Reach::Own),
-            Kind::Token | Kind::Recording | Kind::Backup | Kind::Other(_) => (Reach::None, Reach::None),
+            Kind::Token | Kind::Recording | Kind::Backup | Kind::Control | Kind::Other(_) => (Reach::None, Reach::None),
         },
         SystemRole::Node | SystemRole::Db => match kind {
             Kind::Role | Kind::User | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo | Kind::AuthPreference => {
@@ -369,7 +374,7 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
             // Hosts do not learn of each other.
             Kind::Node | Kind::Member => (Reach::Own, Reach::Own),
             Kind::Event | Kind::Recording => (Reach::None, Reach::Own),
-            Kind::Token | Kind::Backup | Kind::Other(_) => (Reach::None, Reach::None),
+            Kind::Token | Kind::Backup | Kind::Control | Kind::Other(_) => (Reach::None, Reach::None),
         },
         // A role of another release grants nothing.
         SystemRole::Other(_) => (Reach::None, Reach::None),
@@ -379,7 +384,7 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
         Verb::Create | Verb::Update => write,
         // What a member reported stays reported.
         Verb::Delete => match kind {
-            Kind::Event | Kind::Recording | Kind::Backup => Reach::None,
+            Kind::Event | Kind::Recording | Kind::Backup | Kind::Control => Reach::None,
             Kind::Role | Kind::User | Kind::Token | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo => write,
             Kind::AuthPreference | Kind::Node | Kind::Member | Kind::Other(_) => write,
         },

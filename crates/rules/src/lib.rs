@@ -19,6 +19,7 @@ pub mod password;
 pub mod permit;
 pub mod presence;
 pub mod presets;
+pub mod rescue;
 pub mod route;
 pub mod selector;
 pub mod token;

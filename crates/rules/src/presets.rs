@@ -30,10 +30,11 @@ fn editor() -> Option<Resource<Role>> {
         rule(&["member", "node"], &["list", "read", "delete"]),
         rule(&["cert_authority", "cluster_name"], &["list", "read"]),
         rule(&["backup"], &["create"]),
+        rule(&["control"], &["list", "read", "update"]),
     ];
     preset(
         "editor",
-        "change users, roles, tokens, locks and preferences; make backups",
+        "change users, roles, tokens, locks and preferences; make backups; move the cluster to another version",
         Role { allow: Conditions { rules, ..Conditions::default() }, ..Role::default() },
     )
 }

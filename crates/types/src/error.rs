@@ -30,6 +30,7 @@ codes! {
     VersionAuthOlder = "LG-VERSION-007": "the Auth Service is on an older major than this Proxy or resource service",
     VersionWindow = "LG-VERSION-008": "this major is outside the window that the cluster admits for its role",
     VersionProtocol = "LG-VERSION-009": "the peer does not speak Lockgate's handshake",
+    VersionBuild = "LG-VERSION-010": "two builds claim one version and differ in what they store or speak",
     LoginFailed = "LG-LOGIN-001": "wrong user name, password or one-time code",
     LoginLocked = "LG-LOGIN-002": "too many failed logins; the account is locked for a while",
     LoginExpired = "LG-LOGIN-003": "the certificate has expired; log in again",
@@ -58,6 +59,8 @@ codes! {
     StoreForeign = "LG-STORE-001": "the store belongs to another program, cluster or newer format",
     StoreBroken = "LG-STORE-002": "the store cannot be read or written",
     StoreFenced = "LG-STORE-003": "this Auth Service may no longer write",
+    UpgradeWaits = "LG-UPGRADE-001": "the step cannot be done yet; what it waits for passes by itself",
+    UpgradeRefused = "LG-UPGRADE-002": "the step is not the next one, or somebody must do something first",
     AuditBroken = "LG-AUDIT-001": "the audit log's hash chain does not hold",
     RecordingBroken = "LG-AUDIT-002": "a recording cannot be read",
     BackupForeign = "LG-BACKUP-001": "the file is not a backup of Lockgate",
@@ -68,12 +71,26 @@ codes! {
     BackupKey = "LG-BACKUP-006": "the key or passphrase given does not open the backup",
     BackupTooLarge = "LG-BACKUP-007": "a part of the backup is larger than the format allows",
     BackupIo = "LG-BACKUP-008": "the backup could not be read or written",
+    MirrorBroken = "LG-RESCUE-001": "a file of the Proxy's mirror is not what its list of digests says",
     RateLimited = "LG-LIMIT-001": "too many requests from one source",
     Usage = "LG-USAGE-001": "wrong usage of a command",
     Internal = "LG-INTERNAL-001": "a fault in Lockgate; the log of the service has the reference",
 }
 
 impl Code {
+    /// Whether another release of this process would not be refused.
+    pub const fn is_about_version(self) -> bool {
+        matches!(
+            self,
+            Self::VersionTooOld
+                | Self::VersionTooNew
+                | Self::VersionUnreadable
+                | Self::VersionPrerelease
+                | Self::VersionAuthOlder
+                | Self::VersionWindow
+                | Self::VersionBuild
+        )
+    }
     /// The code of that text, if this binary knows it.
     pub fn find(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|code| code.as_str() == text)
@@ -120,6 +137,10 @@ impl Public {
     /// The code, if this binary knows it.
     pub fn known(&self) -> Option<Code> {
         Code::find(&self.code)
+    }
+    /// Whether another release of this process would not be refused, as far as can be said of a newer peer's code.
+    pub fn is_about_version(&self) -> bool {
+        self.known().map_or_else(|| self.code.starts_with("LG-VERSION-"), Code::is_about_version)
     }
     pub fn is(&self, code: Code) -> bool {
         self.code == code.as_str()

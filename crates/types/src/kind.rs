@@ -73,7 +73,7 @@ pub struct Member {
     pub boot_id: String,
     pub started: Time,
     pub last_seen: Time,
-    /// `active`, `draining`, or what a newer release says.
+    /// `active`, `draining`, `quarantined`, or what a newer release says.
     #[serde(default)]
     pub state: String,
     /// Set when the process runs with `--skip-version-check` (rule G6).
@@ -87,16 +87,42 @@ pub struct Member {
 kind!(Member = "member");
 
 impl Member {
+    /// In `extra`: the digest of what its build stores and speaks (`wire::content`).
+    pub const CONTENT: &str = "content";
+    /// In `extra`, of a host that is refused for its version: a [`Quarantine`].
+    pub const QUARANTINE: &str = "quarantine";
+    /// The `state` of such a host.
+    pub const QUARANTINED: &str = "quarantined";
     /// In `extra`, of a Proxy: what clients call it, `host:port`.
     pub const PROXY_PUBLIC_ADDR: &str = "proxy_public_addr";
     /// In `extra`, of a Proxy: where agents reach it alone, when its public address leads to several.
     pub const PROXY_TUNNEL_ADDR: &str = "proxy_tunnel_addr";
+
+    /// Why and since when this member serves nobody, if it is quarantined.
+    pub fn quarantine(&self) -> Option<Quarantine> {
+        let told = self.extra.get(Self::QUARANTINE).filter(|_| self.state == Self::QUARANTINED)?;
+        serde_json::from_value(told.clone()).ok()
+    }
 
     /// Where agents reach this Proxy, best first; empty for what is none.
     pub fn proxy_addrs(&self) -> Vec<String> {
         let known = [Self::PROXY_TUNNEL_ADDR, Self::PROXY_PUBLIC_ADDR].into_iter().filter_map(|key| self.extra.get(key)?.as_str());
         known.map(str::to_owned).collect()
     }
+}
+
+/// What is told of a host that is refused for its version and waits for another release (design 3.2).
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Quarantine {
+    pub since: Time,
+    /// The version to install, or `latest 2`; empty when there is nothing to install.
+    #[serde(default)]
+    pub next: String,
+    /// One sentence: what stands against it.
+    #[serde(default)]
+    pub why: String,
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// The public half of a certificate authority; the document's name is its type, `user` or `host`.

@@ -73,6 +73,8 @@ pub enum Direction {
     /// Against the upgrade order (Auth to agent commands, Proxy to Proxy, root Proxy to leaf Auth): one major apart
     /// either way, the caller speaks the older of the two.
     CallerSpeaksOlder,
+    /// Any two versions: the rescue of hosts that every other edge refuses. Gives no access.
+    AnyVersion,
 }
 
 /// What two ends of a connection conclude from their versions.
@@ -100,7 +102,7 @@ impl Skew {
         };
         let (c, s) = (client.major(), server.major());
         match (direction, c.cmp(&s), c.abs_diff(s)) {
-            (_, std::cmp::Ordering::Equal, _) => Self::Same,
+            (_, std::cmp::Ordering::Equal, _) | (Direction::AnyVersion, ..) => Self::Same,
             (_, std::cmp::Ordering::Less, 1) => Self::ClientBehind,
             (Direction::CallerSpeaksOlder, std::cmp::Ordering::Greater, 1) => Self::ClientAhead,
             (_, std::cmp::Ordering::Less, behind) => Self::Refused(too_old(client, server, behind)),

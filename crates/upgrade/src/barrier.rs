@@ -5,17 +5,21 @@
 //! the record again. So when every seat has the present generation, and no member stands outside the present windows, every
 //! member that can exist was admitted by windows that are legal together with the next ones. Narrowing needs no barrier: what
 //! an Auth Service that has not heard of it admits meanwhile was legal beside everything else, and is outside at the next
-//! widening, which then waits. The interleavings are a property test. Caller: `auth::windows`.
+//! widening, which then waits. The window of `auth` does not close on a seat; an Auth Service that drained and gave its seat back
+//! has left, whatever its document still says. The interleavings are a property test. Caller: `auth::windows`.
 
 use crate::{
+    evict::is_evicted,
     inventory::name_hosts,
-    windows::{IllegalMove, ROLES, is_evicted, is_in, narrow, widen},
+    windows::{AUTH, IllegalMove, ROLES, is_in, narrow, widen},
 };
-use types::{ControlRecord, Resource, Version, kind::Member};
+use types::{ControlRecord, Resource, ResourceName, Version, kind::Member};
 
 /// One Auth Service's lease, while it lives.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Seat {
+    /// Its host id, the name of its `member` document; none for a lease that cannot be read.
+    pub host: Option<ResourceName>,
     /// For people: name and address.
     pub name: String,
     pub version: Version,
@@ -44,9 +48,40 @@ pub enum Refused {
     Outside { names: String },
 }
 
+impl Refused {
+    /// What to do about it.
+    pub fn cure(&self) -> String {
+        match self {
+            Self::Illegal(illegal) => illegal.cure(),
+            Self::Behind { .. } => "they acknowledge, or lose their leases, within a minute: try again; see: tctl windows ls".into(),
+            Self::Outside { .. } => {
+                "upgrade them, or stop them; who is silent leaves the list within ten minutes, or at once: tctl windows evict <host>".into()
+            }
+        }
+    }
+
+    /// Whether it need only be waited for.
+    pub const fn passes(&self) -> bool {
+        match self {
+            Self::Behind { .. } => true,
+            Self::Illegal(_) | Self::Outside { .. } => false,
+        }
+    }
+}
+
 /// The record after the move, or why it must not be made now.
 pub fn change(control: &ControlRecord, wanted: &Move, seats: &[Seat], members: &[Resource<Member>]) -> Result<ControlRecord, Refused> {
     match wanted {
+        Move::Narrow { role, lo, hi } if role == AUTH => {
+            let there: Vec<_> = members.iter().filter(|member| is_in(AUTH, member) && !has_left(member, seats)).cloned().collect();
+            let next = narrow(control, role, *lo, *hi, &there)?;
+            let sits_outside = |seat: &&Seat| !(*lo..=*hi).contains(&seat.version.major());
+            let names = name_hosts(seats.iter().filter(sits_outside).map(|seat| format!("{} ({})", seat.name, seat.version)));
+            if !names.is_empty() {
+                return Err(IllegalMove::Outside { role: AUTH, lo: *lo, hi: *hi, names }.into());
+            }
+            Ok(next)
+        }
         Move::Narrow { role, lo, hi } => Ok(narrow(control, role, *lo, *hi, members)?),
         Move::Widen { role, major } => {
             let next = widen(control, role, *major)?;
@@ -58,7 +93,7 @@ pub fn change(control: &ControlRecord, wanted: &Move, seats: &[Seat], members: &
             let names = name_hosts(
                 members
                     .iter()
-                    .filter(|member| outside(control, member))
+                    .filter(|member| outside(control, member, seats))
                     .map(|member| format!("{} ({})", member.spec.hostname, member.spec.version)),
             );
             if names.is_empty() { Ok(next) } else { Err(Refused::Outside { names }) }
@@ -66,11 +101,22 @@ pub fn change(control: &ControlRecord, wanted: &Move, seats: &[Seat], members: &
     }
 }
 
-/// Whether a member stands outside a window of one of its roles, and nobody has evicted it.
-pub fn outside(control: &ControlRecord, member: &Resource<Member>) -> bool {
+/// Whether a member stands outside a window of one of its roles, is still there, and nobody has evicted it.
+pub fn outside(control: &ControlRecord, member: &Resource<Member>, seats: &[Seat]) -> bool {
     let major = member.spec.version.major();
-    let out = |role: &str| is_in(role, member) && control.windows.get(role).is_none_or(|window| !window.contains(major));
+    let out = |role: &str| {
+        is_in(role, member)
+            && control.windows.get(role).is_none_or(|window| !window.contains(major))
+            && !(role == AUTH && has_left(member, seats))
+    };
     ROLES.into_iter().any(out) && !is_evicted(control, member)
+}
+
+/// An Auth Service that drained and gave its seat back. Its document lasts some minutes more.
+fn has_left(member: &Resource<Member>, seats: &[Seat]) -> bool {
+    // A seat that cannot be read may be its.
+    let sits = seats.iter().any(|seat| seat.host.as_ref().is_none_or(|host| host == member.name()));
+    member.spec.state == "draining" && !sits
 }
 
 #[cfg(test)]

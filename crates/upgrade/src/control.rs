@@ -90,6 +90,7 @@ pub fn may_start(control: Option<&ControlRecord>, binary: &Version) -> Result<St
     }
     match serving {
         Some(window) if window.contains(own) => Ok(Start::Emulate),
+        Some(window) if window.shut == Some(own) => Err(shut_out(binary, window.hi)),
         Some(_) | None => Ok(Start::Adopt),
     }
 }
@@ -105,6 +106,13 @@ fn no_prerelease(production: bool, version: &Version) -> Result<(), Public> {
 fn downgrade(binary: &Version, major: u64) -> Public {
     Public::new(Code::VersionDowngrade, format!("the store is in use by major {major}; this is {binary}"))
         .hint(format!("use the latest {major}; the way back to an older major is to restore the backup made before the upgrade"))
+}
+
+/// Somebody went back to the older major: a process that restarts by itself must not take the cluster over again.
+fn shut_out(binary: &Version, serving: u64) -> Public {
+    let own = binary.major();
+    Public::new(Code::VersionWindow, format!("the window of auth was closed to major {own} again; this is {binary}"))
+        .hint(format!("use the latest {serving}; to try {own} again: tctl windows widen auth {own}"))
 }
 
 fn skip(binary: &Version, store: u64) -> Public {
@@ -125,7 +133,9 @@ pub fn adopt(control: &ControlRecord, binary: &Version, members: &[Resource<Memb
             .hint("see: tctl upgrade status"));
     }
     let floor = binary.major() - 1;
-    let lagging = members.iter().filter(|member| member.spec.version.major() < floor && !windows::is_in(AUTH, member));
+    // Who is quarantined works no more as it is: waiting for it would help nobody.
+    let serving = members.iter().filter(|member| member.spec.quarantine().is_none());
+    let lagging = serving.filter(|member| member.spec.version.major() < floor && !windows::is_in(AUTH, member));
     let names = crate::inventory::name_hosts(lagging.map(|member| format!("{} ({})", member.spec.hostname, member.spec.version)));
     if !names.is_empty() {
         return Err(Public::new(Code::VersionSkip, format!("members would be two majors behind {binary}: {names}")).hint(format!(
@@ -159,6 +169,8 @@ pub fn finalize(control: &ControlRecord, binary: &Version) -> Result<ControlReco
     }
     let mut next = control.clone();
     next.cluster_version = final_of(binary.major());
+    // Whoever serves reads the record again and takes the new epoch on, as after a move of the windows.
+    next.window_gen = next.window_gen.saturating_add(1);
     next.epoch = next.epoch.saturating_add(1);
     next.min_writer_epoch = next.epoch;
     next.written_by = Some(binary.to_string());

@@ -6,7 +6,10 @@
 
 use crate::windows::{AUTH, PROXY, ROLES};
 use std::{collections::BTreeMap, time::Duration};
-use types::{ControlRecord, Resource, Time, Version, kind::Member};
+use types::{
+    ControlRecord, Resource, Time, Version,
+    kind::{Member, Quarantine},
+};
 
 /// Most hosts named in one sentence.
 const MAX_NAMED: usize = 10;
@@ -43,13 +46,17 @@ pub struct Row {
     /// `auth,proxy`
     pub services: String,
     pub version: Version,
-    /// `active`, `draining`, `offline`, or what a newer release says.
+    /// `active`, `draining`, `quarantined`, `offline`, or what a newer release says.
     pub state: String,
     pub started: Time,
     pub last_seen: Time,
     pub online: bool,
     pub skips_version_check: bool,
     pub standing: Standing,
+    /// Since when it serves nobody, and what to install there.
+    pub quarantine: Option<Quarantine>,
+    /// The digest of what its build stores and speaks; empty when it has not said.
+    pub content: String,
 }
 
 impl Row {
@@ -58,9 +65,11 @@ impl Row {
 
     /// The cells under [`Self::HEADINGS`].
     pub fn cells(&self) -> [String; 7] {
-        let upgrade = match &self.standing {
-            Standing::Outside { cure } => format!("outside: {cure}"),
-            Standing::Current | Standing::Behind | Standing::Unknown => self.standing.as_str().to_owned(),
+        let upgrade = match (&self.quarantine, &self.standing) {
+            (Some(told), _) if told.next.is_empty() => format!("since {}", told.since.whole_seconds()),
+            (Some(told), _) => format!("install {} (since {})", told.next, told.since.whole_seconds()),
+            (None, Standing::Outside { cure }) => format!("outside: {cure}"),
+            (None, Standing::Current | Standing::Behind | Standing::Unknown) => self.standing.as_str().to_owned(),
         };
         let version = if self.skips_version_check { format!("{} (skips check)", self.version) } else { self.version.to_string() };
         [
@@ -145,6 +154,8 @@ fn row(member: &Resource<Member>, control: &ControlRecord, now: Time, offline_af
         online,
         skips_version_check: spec.skips_version_check,
         standing: standing(member, control),
+        quarantine: spec.quarantine(),
+        content: spec.extra.get(Member::CONTENT).and_then(|content| content.as_str()).unwrap_or_default().to_owned(),
     }
 }
 
@@ -183,7 +194,14 @@ fn alerts(rows: &[Row], control: &ControlRecord) -> Vec<Alert> {
     };
     let newest =
         ROLES.iter().filter_map(|role| control.windows.get(*role)).map(|window| window.hi).max().unwrap_or(control.cluster_version.major);
-    let pick = |test: &dyn Fn(&Row) -> bool| rows.iter().filter(|row| test(row)).collect::<Vec<_>>();
+    let quarantined = rows.iter().filter(|row| row.quarantine.is_some()).collect::<Vec<_>>();
+    say(
+        Severity::High,
+        quarantined,
+        &|hosts| format!("{hosts} quarantined, serving nobody until another version is installed"),
+        "tctl inventory ls says which; each host fetches it from a Proxy's mirror with: lockgate rescue".into(),
+    );
+    let pick = |test: &dyn Fn(&Row) -> bool| rows.iter().filter(|row| row.quarantine.is_none() && test(row)).collect::<Vec<_>>();
     let outside = pick(&|row| matches!(row.standing, Standing::Outside { .. }));
     let cure = outside.first().map(|row| match &row.standing {
         Standing::Outside { cure } => cure.clone(),

@@ -1,12 +1,13 @@
 //! Moving a cluster from one version to the next, as pure decisions over documents.
 //!
 //! Today: the control record's rules (`control`: birth, may this Auth start, taking over from the major before), the
-//! admission windows (`windows`: which are legal, widen, narrow; `barrier`: when the next change may come), and the inventory (`inventory`: who runs what, who must
+//! admission windows (`windows`: which are legal, widen, narrow; `barrier`: when the next change may come; `evict`: whom no change waits for), and the inventory (`inventory`: who runs what, who must
 //! move, rule G12), and migrations (`migrate`: states, definitions, the registry, the next step; the crate of that name runs
 //! them). The plan and the executor come here later. Callers: `auth`, `migrate` and `cli`.
 
 pub mod barrier;
 pub mod control;
+pub mod evict;
 pub mod inventory;
 pub mod migrate;
 pub mod windows;

@@ -12,6 +12,7 @@
 //!
 //! Widening is refused when the result breaks a rule; narrowing never breaks one, but needs every member inside or evicted.
 
+use crate::{control::final_of, evict::is_evicted};
 use std::collections::BTreeMap;
 use types::{ControlRecord, Resource, control::Window, kind::Member};
 
@@ -102,6 +103,39 @@ pub enum IllegalMove {
     Breaks { role: &'static str, major: u64, violation: Violation },
     #[error("cannot close {role} to majors outside [{lo}, {hi}]: {names} would be outside")]
     Outside { role: &'static str, lo: u64, hi: u64, names: String },
+    #[error("the cluster is at version {major}.{step}: no Auth Service of major {wanted} can work on it")]
+    Unfit { wanted: u64, major: u64, step: u32 },
+}
+
+impl IllegalMove {
+    /// What to do first.
+    pub fn cure(&self) -> String {
+        match self {
+            Self::NoRole(_) => format!("roles are {}", ROLES.join(", ")),
+            Self::NotNext { lo, hi, .. } if lo == hi => {
+                format!("one major at a time: {} or {}", lo.saturating_sub(1), hi.saturating_add(1))
+            }
+            Self::NotNext { role, hi, .. } => format!("it is open to two already; close it to one first: tctl windows narrow {role} {hi}"),
+            Self::NotInside { role, lo, want_lo, want_hi, .. } => {
+                format!("open it first: tctl windows widen {role} {}", if want_lo < lo { want_lo } else { want_hi })
+            }
+            // Whoever moves last in this direction goes first to its end.
+            Self::Breaks { role, violation: Violation::Order { client, server, newest, oldest }, .. } => {
+                let (other, major) = if role == client { (server, newest) } else { (client, oldest) };
+                format!("first: tctl windows narrow {other} {major}; see: tctl windows ls")
+            }
+            Self::Breaks { role, violation: Violation::Span { client, server, oldest, newest }, .. } => {
+                let (other, major) = if role == client { (server, newest.saturating_sub(1)) } else { (client, oldest.saturating_add(1)) };
+                format!("first: tctl windows narrow {other} {major}; see: tctl windows ls")
+            }
+            Self::Breaks { .. } => "see: tctl windows ls".into(),
+            Self::Outside { .. } => {
+                "upgrade them, or stop them; who is silent leaves the list within ten minutes, or at once: tctl windows evict <host>".into()
+            }
+            Self::Unfit { wanted, major, .. } if wanted < major => "only a backup leads back behind the end of an upgrade".into(),
+            Self::Unfit { major, .. } => format!("finish the upgrade to {} first", major.saturating_add(1)),
+        }
+    }
 }
 
 fn named<'w>(windows: &'w Windows, role: &str) -> Result<(&'static str, &'w Window), IllegalMove> {
@@ -118,7 +152,11 @@ pub fn widen(control: &ControlRecord, role: &str, major: u64) -> Result<ControlR
     if lo != hi || major.abs_diff(lo) != 1 {
         return Err(IllegalMove::NotNext { role, lo, hi, major });
     }
-    (moved.lo, moved.hi) = (lo.min(major), hi.max(major));
+    if role == AUTH && !fits(control, major) {
+        let version = control.cluster_version;
+        return Err(IllegalMove::Unfit { wanted: major, major: version.major, step: version.step });
+    }
+    (moved.lo, moved.hi, moved.shut) = (lo.min(major), hi.max(major), None);
     let next = with_window(control, role, moved);
     match check_windows(&next.windows, Phase::Rolling).into_iter().next() {
         None => Ok(next),
@@ -127,7 +165,7 @@ pub fn widen(control: &ControlRecord, role: &str, major: u64) -> Result<ControlR
 }
 
 /// Forbids majors in a role. Every registered member of the role must be inside, or evicted by name. Narrowing Auth raises
-/// the epoch, so that the store refuses the writes of those left outside (design 3.4).
+/// the epoch, so that the store refuses the writes of those left outside (design 3.4), and a newer major that is shut out does not take over by itself.
 pub fn narrow(control: &ControlRecord, role: &str, lo: u64, hi: u64, members: &[Resource<Member>]) -> Result<ControlRecord, IllegalMove> {
     let (role, window) = named(&control.windows, role)?;
     if lo > hi || lo < window.lo || hi > window.hi {
@@ -141,6 +179,7 @@ pub fn narrow(control: &ControlRecord, role: &str, lo: u64, hi: u64, members: &[
         return Err(IllegalMove::Outside { role, lo, hi, names });
     }
     let mut moved = window.clone();
+    moved.shut = (role == AUTH && hi < window.hi).then_some(window.hi);
     (moved.lo, moved.hi) = (lo, hi);
     let mut next = with_window(control, role, moved);
     if role == AUTH {
@@ -150,6 +189,12 @@ pub fn narrow(control: &ControlRecord, role: &str, lo: u64, hi: u64, members: &[
     Ok(next)
 }
 
+/// An Auth Service of major N works from final(N-1) to final(N).
+fn fits(control: &ControlRecord, major: u64) -> bool {
+    let version = control.cluster_version;
+    major == version.major || (version == final_of(version.major) && Some(major) == version.major.checked_add(1))
+}
+
 fn with_window(control: &ControlRecord, role: &str, window: Window) -> ControlRecord {
     let mut next = control.clone();
     next.windows.insert(role.to_owned(), window);
@@ -157,13 +202,13 @@ fn with_window(control: &ControlRecord, role: &str, window: Window) -> ControlRe
     next
 }
 
-/// Whether a member falls under a role's window. A process that drains falls under `draining` alone, unless it is an Auth.
+/// Whether a member falls under a role's window. A process that drains falls under `draining` alone, unless it is an Auth; one
+/// that was refused for its version and waits for another serves nobody, and falls under none.
 pub(crate) fn is_in(role: &str, member: &Resource<Member>) -> bool {
+    if member.spec.state == Member::QUARANTINED {
+        return false;
+    }
     member.spec.roles.iter().any(|system| system.window(member.spec.state == "draining") == Some(role))
-}
-
-pub(crate) fn is_evicted(control: &ControlRecord, member: &Resource<Member>) -> bool {
-    control.evictions.iter().any(|eviction| eviction.get("member").and_then(serde_json::Value::as_str) == Some(member.name().as_str()))
 }
 
 #[cfg(test)]

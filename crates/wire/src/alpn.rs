@@ -8,7 +8,7 @@ pub const SSH: &[u8] = b"lockgate-ssh";
 pub const TUNNEL: &[u8] = b"lockgate-tunnel";
 /// An agent dialling back to carry one session: [`crate::tunnel`].
 pub const TUNNEL_DATA: &[u8] = b"lockgate-tunnel-data";
-/// Rescue of agents that are too old or too new; reserved, frozen with its protocol (design 3.2).
+/// Hosts that every other door refuses for their version: [`crate::rescue`], frozen with its protocol (design 3.2).
 pub const RESCUE: &[u8] = b"lockgate-rescue";
 /// Browsers, `tsh login`, `/webapi`.
 pub const HTTP: &[u8] = b"http/1.1";

@@ -2,9 +2,9 @@
 //! the API has no row.
 //!
 //! `ServerFirst` edges are upgraded server first and judged by G4. The others run against the upgrade order: there the
-//! caller speaks the older of the two.
+//! caller speaks the older of the two. One edge judges nobody: the rescue of hosts that all others refuse.
 
-use types::version::Direction::{self, CallerSpeaksOlder, ServerFirst};
+use types::version::Direction::{self, AnyVersion, CallerSpeaksOlder, ServerFirst};
 
 /// One kind of call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,18 +38,30 @@ pub const EDGES: &[Edge] = &[
     edge("CreateInvite", "tctl", "auth", ServerFirst),
     edge("CreateToken", "tctl", "auth", ServerFirst),
     edge("CreateBackup", "tctl", "auth", ServerFirst),
+    edge("GetWindows", "tctl", "auth", ServerFirst),
+    edge("MoveWindow", "tctl", "auth", ServerFirst),
+    edge("EvictMember", "tctl", "auth", ServerFirst),
+    edge("ListMigrations", "tctl", "auth", ServerFirst),
+    edge("ListBadRows", "tctl", "auth", ServerFirst),
+    edge("RepairRow", "tctl", "auth", ServerFirst),
+    edge("TurnMigration", "tctl", "auth", ServerFirst),
     edge("Heartbeat", "proxy, agent", "auth", ServerFirst),
+    edge("ReportQuarantine", "proxy", "auth", ServerFirst),
     edge("EmitEvents", "proxy, agent", "auth", ServerFirst),
     edge("SearchEvents", "tctl", "auth", ServerFirst),
     edge("VerifyAudit", "tctl", "auth", ServerFirst),
+    edge("ExportEvents", "tctl", "auth", ServerFirst),
     edge("UploadRecording", "agent", "auth", ServerFirst),
     edge("ListRecordings", "tsh", "auth", ServerFirst),
     edge("ReadRecording", "tsh", "auth", ServerFirst),
+    edge("ListOwnRecordings", "auth", "auth", CallerSpeaksOlder),
+    edge("ReadOwnRecording", "auth", "auth", CallerSpeaksOlder),
     // Connections that are not gRPC.
     edge("lockgate-ssh", "tsh", "proxy", ServerFirst),
     edge("lockgate-ssh (direct)", "proxy", "agent", CallerSpeaksOlder),
     edge("lockgate-tunnel", "agent", "proxy", ServerFirst),
     edge("lockgate-tunnel-data", "agent", "proxy", ServerFirst),
+    edge("lockgate-rescue", "agent", "proxy", AnyVersion),
     edge("/webapi", "tsh", "proxy", ServerFirst),
 ];
 
@@ -74,6 +86,23 @@ mod tests {
         let stale: Vec<_> =
             EDGES.iter().filter(|edge| edge.name.chars().next().is_some_and(char::is_uppercase) && !rpcs.contains(&edge.name)).collect();
         assert!(stale.is_empty(), "rows without an RPC: {stale:?}");
+    }
+
+    #[test]
+    fn every_row_names_callers_and_a_server_that_there_are_and_one_edge_alone_judges_nobody() {
+        for edge in EDGES {
+            let known = |word: &str| ["anyone", "tsh", "tctl", "proxy", "agent", "auth"].contains(&word);
+            assert!(edge.callers.split(", ").all(known) && known(edge.server), "{edge:?}");
+            // Who calls his own kind, or one that is upgraded after him, goes against the order of an upgrade (rule G8).
+            let order = |word: &str| ["auth", "proxy", "agent"].iter().position(|role| *role == word).unwrap_or(usize::MAX);
+            let against = edge.callers.split(", ").any(|caller| order(caller) <= order(edge.server) && order(caller) != usize::MAX);
+            assert_eq!(edge.direction == CallerSpeaksOlder, against, "{edge:?}");
+        }
+        let unjudged: Vec<_> = EDGES.iter().filter(|edge| edge.direction == AnyVersion).map(|edge| edge.name.as_bytes()).collect();
+        assert_eq!(unjudged, [crate::alpn::RESCUE]);
+        for name in [crate::alpn::SSH, crate::alpn::TUNNEL, crate::alpn::TUNNEL_DATA, crate::alpn::RESCUE] {
+            assert!(EDGES.iter().any(|edge| edge.name.as_bytes() == name));
+        }
     }
 
     #[test]

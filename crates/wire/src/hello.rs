@@ -3,13 +3,14 @@
 //! Inside TLS, before anything else is parsed: the client sends [`Hello`], the server answers [`Answer`] (its own
 //! hello and its verdict), the client sends its [`Verdict`] at the head of its first data. Each side decides for itself
 //! with [`judge`]; the refused side gets the cure in clear words. Frames are those of `frame.rs`; the payload is the
-//! magic `LGH1` and JSON. Envelope and field names are frozen for ever: a golden transcript is a test. Unknown fields
-//! and capabilities are ignored. `net::hello` moves the bytes.
+//! magic `LGH1` and JSON. Services also say the digest of what their build stores and speaks (`content`): where equal versions
+//! meet, two digests are two builds, and refused. Envelope and field names are frozen for ever: a golden transcript is a
+//! test. Unknown fields and capabilities are ignored. `net::hello` moves the bytes.
 //!
 //! Over HTTP (`/webapi`) the same JSON travels in the header [`HEADER`], and a refusal is status 426 with a
 //! [`Public`] as its body.
 
-use crate::capability;
+use crate::{capability, content};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use types::{Code, Extra, Public, Skew, SystemRole, Version, version::Direction};
@@ -38,6 +39,9 @@ pub struct Hello {
     /// Set when this process runs with `--skip-version-check` (rule G6): the server writes it to the audit log.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skips_version_check: bool,
+    /// What the build stores and speaks, said by services: `content::digest`. A peer that says none is not judged by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -48,6 +52,7 @@ impl Hello {
         Self {
             version: version.to_string(),
             role: role.to_owned(),
+            content: is_service(role).then(|| content::digest().to_owned()),
             apis: BTreeMap::from([(API.to_owned(), (1, 1))]),
             capabilities: capability::OURS.iter().map(|&c| c.to_owned()).collect(),
             skips_version_check: false,
@@ -83,12 +88,15 @@ pub fn judge(direction: Direction, client: &Hello, server: &Hello) -> Skew {
     Skew::judge(direction, client.parsed().as_ref(), server.parsed().as_ref())
 }
 
-/// The verdict on an edge, the same on both ends: [`judge`], and rule G6 for Proxies and resource services.
+/// The verdict on an edge, the same on both ends: [`judge`], rule G6 for Proxies and resource services, and that services of one
+/// version are of one build.
 ///
 /// A host that finds a server one major behind is refused with the cure `--skip-version-check`; when it runs with that
 /// flag it is accepted, and [`skipped`] tells the server to write that to the audit log.
 pub fn decide(direction: Direction, client: &Hello, server: &Hello) -> Verdict {
-    let Skew::Refused(public) = judge(direction, client, server) else { return Verdict::Accept };
+    let Skew::Refused(public) = judge(direction, client, server) else {
+        return other_build(client, server).map_or(Verdict::Accept, Verdict::Refuse);
+    };
     match older_server(client, server) {
         Some(1) if client.skips_version_check => Verdict::Accept,
         Some(ahead) => Verdict::Refuse(server_too_old(client, server, ahead)),
@@ -101,9 +109,44 @@ pub fn skipped(direction: Direction, client: &Hello, server: &Hello) -> bool {
     decide(direction, client, server) == Verdict::Accept && judge(direction, client, server).accepted().is_err()
 }
 
+fn system_role(role: &str) -> SystemRole {
+    role.parse().unwrap_or(SystemRole::Other(String::new()))
+}
+
+/// Members refuse another build of their version. `tsh` and `tctl` store nothing: for them it is no more than a curiosity.
+fn is_service(role: &str) -> bool {
+    match system_role(role) {
+        SystemRole::Auth | SystemRole::Proxy | SystemRole::Node | SystemRole::Db => true,
+        SystemRole::Admin | SystemRole::Other(_) => false,
+    }
+}
+
+/// Whether the server is another build of our own version: for a client that says no digest, a hint and no more.
+pub fn of_another_build(ours: &Hello, server: &Hello) -> bool {
+    ours.content.is_none()
+        && ours.parsed().is_some_and(|version| server.parsed() == Some(version))
+        && server.content.as_deref().is_some_and(|theirs| theirs != content::digest())
+}
+
+/// Why two services of one version may not work together: they are not of one build.
+fn other_build(client: &Hello, server: &Hello) -> Option<Public> {
+    let (version, same) = (client.parsed()?, client.parsed() == server.parsed());
+    let (theirs, ours) = (client.content.as_deref()?, server.content.as_deref()?);
+    if !same || theirs == ours || !is_service(&client.role) || !is_service(&server.role) {
+        return None;
+    }
+    let message = format!("you and the server are both {version} and not of one build: content {} and {}", shown(theirs), shown(ours));
+    Some(Public::new(Code::VersionBuild, message).hint(format!("install the cluster's build of {version}; compare with: lockgate version")))
+}
+
+/// The start of a digest, which is any text when a peer said it.
+fn shown(digest: &str) -> String {
+    content::short(digest).chars().flat_map(char::escape_default).collect()
+}
+
 /// By how many majors the server is behind, when the client is a host, which rule G6 is about.
 fn older_server(client: &Hello, server: &Hello) -> Option<u64> {
-    let host = match client.role.parse().unwrap_or(SystemRole::Other(String::new())) {
+    let host = match system_role(&client.role) {
         SystemRole::Proxy | SystemRole::Node | SystemRole::Db => true,
         SystemRole::Auth | SystemRole::Admin | SystemRole::Other(_) => false,
     };
@@ -155,6 +198,11 @@ mod tests {
         assert_eq!(
             String::from_utf8(encode(&hello)).unwrap(),
             r#"LGH1{"version":"8.3.7","role":"tsh","apis":{"auth":[1,1]},"capabilities":["x"]}"#
+        );
+        let service = Hello { content: Some("sha256:aa".into()), skips_version_check: true, role: "node".into(), ..hello };
+        assert_eq!(
+            String::from_utf8(encode(&service)).unwrap(),
+            r#"LGH1{"version":"8.3.7","role":"node","apis":{"auth":[1,1]},"capabilities":["x"],"skips_version_check":true,"content":"sha256:aa"}"#
         );
         assert_eq!(String::from_utf8(encode(&Verdict::Accept)).unwrap(), r#"LGH1"accept""#);
         let refuse = Verdict::Refuse(Public::new(Code::VersionTooNew, "no"));
@@ -246,6 +294,38 @@ mod tests {
             "LG-VERSION-002: you 9.0.0, server 8.3.7: newer than the server; \
              upgrade the server first, or use 8.3.7 here; --skip-version-check turns this refusal into a warning",
         );
+    }
+
+    #[test]
+    fn two_builds_of_one_version_do_not_work_in_one_cluster() {
+        let said =
+            |role: &str, version: &str, content: Option<&str>| Hello { content: content.map(str::to_owned), ..hello(role, version, false) };
+        let check = |client: Hello, server: Hello, refused: bool| {
+            let got = decide(Direction::ServerFirst, &client, &server);
+            let want = matches!(&got, Verdict::Refuse(public) if public.is(Code::VersionBuild) && public.message.contains("8.1.0") && public.hint.is_some());
+            assert_eq!(want, refused, "{client:?} to {server:?}: {got:?}");
+            assert_eq!(got == Verdict::Accept, !refused);
+            assert!(!skipped(Direction::ServerFirst, &client, &server));
+        };
+        for (client, server) in
+            [("node", "auth"), ("proxy", "auth"), ("node", "proxy"), ("auth", "auth"), ("proxy", "node"), ("db", "proxy")]
+        {
+            check(said(client, "8.1.0", Some("sha256:aa")), said(server, "8.1.0", Some("sha256:bb")), true);
+            check(said(client, "8.1.0", Some("sha256:aa")), said(server, "8.1.0", Some("sha256:aa")), false);
+            // Other versions differ by right, and a peer of before says nothing.
+            check(said(client, "8.1.0", Some("sha256:aa")), said(server, "8.1.1", Some("sha256:bb")), false);
+            check(said(client, "7.1.0", Some("sha256:aa")), said(server, "8.1.0", Some("sha256:bb")), false);
+            check(said(client, "8.1.0", None), said(server, "8.1.0", Some("sha256:bb")), false);
+            check(said(client, "8.1.0", Some("sha256:aa")), said(server, "8.1.0", None), false);
+        }
+        for client in ["tsh", "tctl", "someone-new"] {
+            check(said(client, "8.1.0", Some("sha256:aa")), said("auth", "8.1.0", Some("sha256:bb")), false);
+            assert_eq!(Hello::ours(&Version::new(8, 0, 0), client).content, None);
+            assert!(of_another_build(&said(client, "8.1.0", None), &said("auth", "8.1.0", Some("sha256:bb"))));
+            assert!(!of_another_build(&said(client, "8.1.0", None), &said("auth", "8.2.0", Some("sha256:bb"))));
+            assert!(!of_another_build(&said(client, "8.1.0", None), &said("auth", "8.1.0", Some(content::digest()))));
+        }
+        assert_eq!(Hello::ours(&Version::new(8, 0, 0), "node").content.as_deref(), Some(content::digest()));
     }
 
     #[test]

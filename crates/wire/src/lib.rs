@@ -6,13 +6,16 @@
 
 pub mod alpn;
 pub mod api;
+pub mod audit;
 pub mod capability;
+pub mod content;
 pub mod credentials;
 pub mod edge;
 pub mod frame;
 pub mod hello;
 pub mod identity;
 pub mod recording;
+pub mod rescue;
 pub mod route;
 pub mod sni;
 pub mod splice;

@@ -44,6 +44,9 @@ fn the_presets_do_what_their_names_say() {
     check("editor", "cluster_auth_preference", &[Verb::List, Verb::Read, Verb::Watch, Verb::Update]);
     check("editor", "member", &[Verb::List, Verb::Read, Verb::Watch, Verb::Delete]);
     check("editor", "event", &[]);
+    check("editor", "control", &[Verb::List, Verb::Read, Verb::Watch, Verb::Update]);
+    check("auditor", "control", &[]);
+    check("access", "control", &[]);
     check("auditor", "event", reading);
     check("auditor", "recording", reading);
     check("access", "cert_authority", reading);

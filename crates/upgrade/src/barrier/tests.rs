@@ -97,7 +97,7 @@ impl World {
             .iter()
             .flatten()
             .filter(|_| self.barrier)
-            .map(|acknowledged| Seat { name: "auth".into(), version: Version::new(8, 0, 0), acknowledged: *acknowledged })
+            .map(|acknowledged| Seat { host: None, name: "auth".into(), version: Version::new(8, 0, 0), acknowledged: *acknowledged })
             .collect();
         if let Ok(next) = change(&self.record, wanted, &seats, &self.members) {
             self.record = next;
@@ -200,7 +200,7 @@ fn without_the_barrier_an_auth_service_that_hears_late_admits_what_must_not_be()
 #[test]
 fn a_widening_waits_for_every_seat_and_for_members_outside_and_says_for_whom() {
     let record = born();
-    let seat = |name: &str, acknowledged| Seat { name: name.into(), version: Version::new(8, 0, 0), acknowledged };
+    let seat = |name: &str, acknowledged| Seat { host: None, name: name.into(), version: Version::new(8, 0, 0), acknowledged };
     let up = Move::Widen { role: AUTH.into(), major: 9 };
     let refused = |seats: &[Seat], members: &[Resource<Member>]| change(&record, &up, seats, members).unwrap_err().to_string();
     assert!(change(&record, &up, &[seat("auth1", 1)], &[]).is_ok());
@@ -210,4 +210,62 @@ fn a_widening_waits_for_every_seat_and_for_members_outside_and_says_for_whom() {
     );
     assert!(refused(&[], &[member(5, AGENT, 7)]).contains("agent-5 (7.0.0)"));
     assert!(matches!(change(&record, &Move::Widen { role: AUTH.into(), major: 10 }, &[], &[]), Err(Refused::Illegal(_))));
+}
+
+#[test]
+fn the_window_of_auth_closes_on_nobody_who_serves_and_waits_for_nobody_who_has_left() {
+    let wide = widen(&born(), AUTH, 9).unwrap();
+    let close = Move::Narrow { role: AUTH.into(), lo: 9, hi: 9 };
+    let mut old = member(1, AUTH, 8);
+    let seat = |number: u128, major| Seat {
+        host: Some((&HostId::from_uuid(uuid::Uuid::from_u128(number))).into()),
+        name: format!("auth{number}"),
+        version: Version::new(major, 0, 0),
+        acknowledged: wide.window_gen,
+    };
+    let refused = |seats: &[Seat], member: &Resource<Member>| {
+        let refused = change(&wide, &close, seats, std::slice::from_ref(member)).unwrap_err();
+        assert!(matches!(&refused, Refused::Illegal(IllegalMove::Outside { .. })), "{refused}");
+        assert!(refused.cure().contains("tctl windows evict") && !refused.passes());
+        refused.to_string()
+    };
+    assert!(refused(&[seat(2, 9)], &old).contains("auth-1 (8.0.0) would be outside"), "its document stands");
+    old.spec.state = "draining".into();
+    assert!(refused(&[seat(1, 8), seat(2, 9)], &old).contains("auth-1 (8.0.0)"), "it drains, and sits");
+    let unread = Seat { host: None, name: "internal/auth/x".into(), version: Version::new(9, 0, 0), acknowledged: 0 };
+    assert!(change(&wide, &close, &[unread], std::slice::from_ref(&old)).is_err());
+    let closed = change(&wide, &close, &[seat(2, 9)], std::slice::from_ref(&old)).unwrap();
+    assert!(closed.min_writer_epoch > wide.epoch);
+    // Nor does the next widening wait for it.
+    let next = Move::Widen { role: PROXY.into(), major: 9 };
+    let seats = [Seat { acknowledged: closed.window_gen, ..seat(2, 9) }];
+    change(&closed, &next, &seats, std::slice::from_ref(&old)).unwrap();
+    // Without a document, a seat is enough to be there.
+    assert!(refused(&[seat(1, 8)], &member(7, AUTH, 9)).contains("auth1 (8.0.0)"));
+}
+
+#[test]
+fn every_refusal_names_the_step_that_comes_first() {
+    let check = |record: &ControlRecord, wanted: Move, cure: &str| {
+        let refused = change(record, &wanted, &[], &[]).unwrap_err();
+        assert!(refused.cure().contains(cure), "{wanted:?}: {refused}; {}", refused.cure());
+        assert!(!refused.to_string().is_empty() && !refused.passes());
+    };
+    let up = |role: &str, major| Move::Widen { role: role.into(), major };
+    let rest = crate::birth(ClusterId::from_uuid(uuid::Uuid::nil()), &Version::new(8, 0, 0), true).unwrap();
+    check(&rest, up(AUTH, 9), "tctl windows narrow proxy 8");
+    check(&rest, up(PROXY, 9), "tctl windows narrow proxy 8");
+    check(&born(), up(PROXY, 9), "tctl windows narrow auth 9");
+    check(&born(), up(AGENT, 9), "tctl windows narrow auth 9");
+    check(&born(), up(AUTH, 7), "only a backup");
+    check(&born(), up("gateway", 9), "roles are auth, proxy");
+    let mut up_to = born();
+    for role in [AUTH, PROXY] {
+        up_to = change(&up_to, &up(role, 9), &[], &[]).unwrap();
+        up_to = change(&up_to, &Move::Narrow { role: role.into(), lo: 9, hi: 9 }, &[], &[]).unwrap();
+    }
+    // Back in the opposite order, and not on to the major after the next.
+    check(&up_to, up(AUTH, 8), "tctl windows narrow proxy 8");
+    check(&up_to, up(AUTH, 10), "finish the upgrade to 9 first");
+    check(&born(), Move::Narrow { role: AUTH.into(), lo: 9, hi: 9 }, "tctl windows widen auth 9");
 }

@@ -80,10 +80,30 @@ fn the_next_major_takes_over_emulates_and_finalizes() {
     refused(may_start(Some(&after), &v("10.0.0")), Code::VersionSkip, "the latest 9, then 10");
     let done = finalize(&after, &v("9.1.0")).unwrap();
     assert_eq!(done.cluster_version, final_of(9));
+    assert!(done.window_gen > after.window_gen, "the Auth Services that serve must take the new epoch on");
     assert_eq!(may_start(Some(&done), &v("9.0.0")), Ok(Start::Current));
     assert_eq!(may_start(Some(&done), &v("10.0.0")), Ok(Start::Adopt));
     assert_eq!(finalize(&done, &v("9.1.0")).unwrap(), done, "doing it twice changes nothing");
     assert_eq!(adopt(&done, &v("9.1.0"), &[]).unwrap(), done);
+}
+
+#[test]
+fn g5_a_major_that_was_shut_out_again_does_not_take_over_by_itself() {
+    let mut record = born("8.0.0");
+    record.windows = windows::settled(8);
+    let wide = windows::widen(&record, AUTH, 9).unwrap();
+    assert_eq!(may_start(Some(&wide), &v("9.0.0")), Ok(Start::Emulate));
+    let back = windows::narrow(&wide, AUTH, 8, 8, &[]).unwrap();
+    refused(may_start(Some(&back), &v("9.0.0")), Code::VersionWindow, "use the latest 8; to try 9 again: tctl windows widen auth 9");
+    assert!(adopt(&back, &v("9.0.0"), &[]).is_err());
+    assert_eq!(may_start(Some(&back), &v("8.1.0")), Ok(Start::Current));
+    let again = windows::widen(&back, AUTH, 9).unwrap();
+    assert_eq!(may_start(Some(&again), &v("9.0.0")), Ok(Start::Emulate));
+    let up = windows::narrow(&again, AUTH, 9, 9, &[]).unwrap();
+    assert_eq!(up.windows[AUTH], types::control::Window::new(9, 9));
+    // The way back from there, and forward again.
+    let both = windows::widen(&up, AUTH, 8).unwrap();
+    assert_eq!(may_start(Some(&both), &v("8.1.0")), Ok(Start::Current));
 }
 
 #[test]

@@ -84,3 +84,23 @@ fn a_silent_member_is_offline_and_an_unknown_role_is_data() {
     assert!(inventory.rows.iter().any(|row| row.services == "gateway" && row.standing == Standing::Unknown));
     assert!(look(&members, 1100).rows.iter().all(|row| row.online && row.state == "active"));
 }
+
+#[test]
+fn g12_a_quarantined_host_is_listed_with_what_to_install_and_nothing_else_is_said_of_it() {
+    let mut lost = member(7, "lost", &["node"], "5.2.0");
+    lost.spec.state = Member::QUARANTINED.into();
+    let told = serde_json::json!({"since": "1970-01-01T00:10:00Z", "next": "6.4.0", "why": "too old", "mood": "sad"});
+    lost.spec.extra.insert(Member::QUARANTINE.into(), told);
+    let inventory = look(std::slice::from_ref(&lost), 1100);
+    let row = &inventory.rows[0];
+    assert_eq!((row.state.as_str(), row.cells()[6].as_str()), ("quarantined", "install 6.4.0 (since 1970-01-01T00:10:00Z)"));
+    assert_eq!(row.quarantine.as_ref().unwrap().extra["mood"], "sad");
+    let texts: Vec<_> = inventory.alerts.iter().map(|alert| alert.text.as_str()).collect();
+    assert_eq!(texts, ["1 host quarantined, serving nobody until another version is installed: lost (5.2.0)"]);
+    // It holds no upgrade back, and back in service it is quarantined no more, whatever is left in its document.
+    let control = birth(ClusterId::from_uuid(uuid::Uuid::nil()), &Version::new(8, 0, 0), true).unwrap();
+    crate::control::adopt(&control, &Version::new(9, 0, 0), std::slice::from_ref(&lost)).unwrap();
+    lost.spec.state = "active".into();
+    assert!(crate::control::adopt(&control, &Version::new(9, 0, 0), std::slice::from_ref(&lost)).is_err());
+    assert!(look(&[lost], 1100).rows[0].quarantine.is_none());
+}

@@ -22,6 +22,9 @@ pub struct Journal {
     /// In `contracted`: nothing of the old side is left in its place.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub swept: bool,
+    /// Somebody wants it back: every runner undoes it, and none begins it again until he says so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undo: bool,
     /// The epoch of the runner that moved the state last.
     pub token: u64,
     /// That runner, for people.

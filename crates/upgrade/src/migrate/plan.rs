@@ -77,9 +77,10 @@ pub enum Wait {
     OtherBuild,
 }
 
-/// The next step towards the goal.
+/// The next step towards the goal, or towards the way back if the journal says that somebody wants that.
 pub fn next(migration: &Migration, known: Known<'_>, goal: Goal) -> Step {
     let state = known.state(migration);
+    let goal = if known.journal.is_some_and(|journal| journal.undo) { Goal::Undo } else { goal };
     if known.journal.is_some_and(|journal| state != State::Absent && journal.digest != digest(migration)) {
         return Step::Wait(Wait::OtherBuild);
     }

@@ -93,7 +93,7 @@ pub struct DeleteRequest {
     #[prost(string, tag = "3")]
     pub revision: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchRequest {
     /// Kinds wanted. A kind the server does not know or may not show is left out of `confirmed`, never an error.
     #[prost(string, repeated, tag = "1")]
@@ -101,9 +101,21 @@ pub struct WatchRequest {
     /// Resume after this store revision; 0 begins with everything that exists.
     #[prost(uint64, tag = "2")]
     pub from: u64,
+    /// The same for each kind: those that are missing here begin anew, and so does one of which it is not known any more what was deleted;
+    /// see `anew`. Whoever sends it reads `anew`; then `from` is for servers that do not know it.
+    #[prost(message, repeated, tag = "3")]
+    pub resume: ::prost::alloc::vec::Vec<WatchFrom>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchFrom {
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub from: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchEvent {
+    /// Everything up to this store revision has been sent; 0 says nothing of it.
     #[prost(uint64, tag = "15")]
     pub revision: u64,
     #[prost(oneof = "watch_event::Event", tags = "1, 2, 3, 4")]
@@ -119,17 +131,20 @@ pub mod watch_event {
         Put(::prost::bytes::Bytes),
         #[prost(message, tag = "3")]
         Delete(super::WatchDelete),
-        /// All documents that existed at the start have been sent.
+        /// All documents that existed at the start, or all that changed since, have been sent.
         #[prost(message, tag = "4")]
         Synced(super::WatchSynced),
     }
 }
+/// `snapshot`: everything that exists comes before `synced`, of all kinds. `anew`: of these kinds.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchInit {
     #[prost(string, repeated, tag = "1")]
     pub confirmed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(bool, tag = "2")]
     pub snapshot: bool,
+    #[prost(string, repeated, tag = "3")]
+    pub anew: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchSynced {}
@@ -329,6 +344,32 @@ pub struct HeartbeatReply {
     pub notices: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReportQuarantineRequest {
+    #[prost(string, tag = "1")]
+    pub host_id: ::prost::alloc::string::String,
+    /// What the host says it runs, and what refused it, as a types::Public in JSON; both for people.
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub refused: ::prost::bytes::Bytes,
+    /// It runs another build of its version.
+    #[prost(bool, tag = "4")]
+    pub other_build: bool,
+    /// In the Proxy's mirror, at most 64: what the inventory says to install.
+    #[prost(string, repeated, tag = "5")]
+    pub releases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReportQuarantineReply {
+    /// The window of majors for hosts.
+    #[prost(uint64, tag = "1")]
+    pub lo: u64,
+    #[prost(uint64, tag = "2")]
+    pub hi: u64,
+    #[prost(bool, tag = "3")]
+    pub production: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EmitEventsRequest {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub events: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
@@ -351,6 +392,9 @@ pub struct SearchEventsRequest {
     /// Newest first when false.
     #[prost(bool, tag = "7")]
     pub oldest_first: bool,
+    /// Id of a session; empty means all.
+    #[prost(string, tag = "8")]
+    pub session: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SearchEventsReply {
@@ -358,8 +402,11 @@ pub struct SearchEventsReply {
     pub events: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     #[prost(string, tag = "2")]
     pub next_page: ::prost::alloc::string::String,
+    /// What the answer does not hold and why; empty when it holds everything.
+    #[prost(string, tag = "3")]
+    pub note: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct VerifyAuditReply {
     #[prost(bool, tag = "1")]
     pub intact: bool,
@@ -372,6 +419,50 @@ pub struct VerifyAuditReply {
     /// What is no fault and should be known: that the log goes on behind an earlier one, after a restore.
     #[prost(string, tag = "5")]
     pub note: ::prost::alloc::string::String,
+    /// Each chain in each sink; the fields above sum them up.
+    #[prost(message, repeated, tag = "6")]
+    pub chains: ::prost::alloc::vec::Vec<ChainVerdict>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChainVerdict {
+    /// The Auth Service whose chain it is, by id and name.
+    #[prost(string, tag = "1")]
+    pub instance: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// "files" or "postgres"
+    #[prost(string, tag = "3")]
+    pub sink: ::prost::alloc::string::String,
+    /// Events removed by retention, or before this log began: the first one here has this index.
+    #[prost(uint64, tag = "4")]
+    pub begin: u64,
+    /// Index behind the last event whose link holds.
+    #[prost(uint64, tag = "5")]
+    pub events: u64,
+    #[prost(string, tag = "6")]
+    pub head: ::prost::alloc::string::String,
+    /// Empty when the chain holds.
+    #[prost(string, tag = "7")]
+    pub fault: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub note: ::prost::alloc::string::String,
+}
+/// RFC 3339; empty is open.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportEventsRequest {
+    #[prost(string, tag = "1")]
+    pub from: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub to: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportChunk {
+    /// Whole lines.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub lines: ::prost::bytes::Bytes,
+    /// In the last piece only: what was sent, as JSON. A stream that ends without it is not complete.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub done: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RecordingChunk {
@@ -422,6 +513,21 @@ pub struct ListRecordingsRequest {
 pub struct ListRecordingsReply {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub recordings: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// What the list may lack and why, one line each: an Auth Service that keeps recordings of its own and does not answer.
+    #[prost(string, repeated, tag = "2")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListOwnRecordingsRequest {
+    #[prost(string, tag = "1")]
+    pub from: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub to: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub limit: u32,
+    /// Only sessions of this user; empty means all.
+    #[prost(string, tag = "4")]
+    pub user: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadRecordingRequest {
@@ -429,6 +535,156 @@ pub struct ReadRecordingRequest {
     pub session: ::prost::alloc::string::String,
     #[prost(uint64, tag = "2")]
     pub offset: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WindowsReply {
+    /// The control record, as JSON.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub control: ::prost::bytes::Bytes,
+    #[prost(message, repeated, tag = "2")]
+    pub seats: ::prost::alloc::vec::Vec<AuthSeat>,
+}
+/// An Auth Service's lease, and the generation of windows by which it admits.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuthSeat {
+    #[prost(string, tag = "1")]
+    pub host_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub version: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub acknowledged: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MoveWindowRequest {
+    #[prost(string, tag = "1")]
+    pub role: ::prost::alloc::string::String,
+    /// Seconds to wait for Auth Services that have not acknowledged the last move; at most 20.
+    #[prost(uint32, tag = "4")]
+    pub patience: u32,
+    #[prost(oneof = "move_window_request::Move", tags = "2, 3")]
+    pub r#move: ::core::option::Option<move_window_request::Move>,
+}
+/// Nested message and enum types in `MoveWindowRequest`.
+pub mod move_window_request {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Move {
+        /// Admits this major too: the next above, or below.
+        #[prost(uint64, tag = "2")]
+        Widen(u64),
+        /// Admits this major alone.
+        #[prost(uint64, tag = "3")]
+        Narrow(u64),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EvictMemberRequest {
+    #[prost(string, tag = "1")]
+    pub host_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListMigrationsReply {
+    #[prost(message, repeated, tag = "1")]
+    pub migrations: ::prost::alloc::vec::Vec<MigrationStatus>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MigrationStatus {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub about: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub class: ::prost::alloc::string::String,
+    /// absent, expanded, shadowing, verified, flipped, contracted or undoing
+    #[prost(string, tag = "4")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub phase: ::prost::alloc::string::String,
+    /// The last key dealt with in this phase, and of how many.
+    #[prost(string, tag = "6")]
+    pub cursor: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "7")]
+    pub done: u64,
+    #[prost(uint64, tag = "8")]
+    pub total: u64,
+    /// Rows in a second; 0 while it is not known.
+    #[prost(double, tag = "9")]
+    pub rate: f64,
+    /// Seconds that are left at that rate; absent while it is not known.
+    #[prost(uint64, optional, tag = "10")]
+    pub left: ::core::option::Option<u64>,
+    /// Why it does not go on by itself; empty when it does.
+    #[prost(string, tag = "11")]
+    pub waiting: ::prost::alloc::string::String,
+    /// It waits for somebody: the windows, the end of the upgrade, and time do not help.
+    #[prost(bool, tag = "12")]
+    pub held: bool,
+    #[prost(uint64, tag = "13")]
+    pub bad: u64,
+    #[prost(uint64, tag = "14")]
+    pub differences: u64,
+    /// The first of them.
+    #[prost(string, repeated, tag = "15")]
+    pub different: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint32, tag = "16")]
+    pub attempt: u32,
+    /// The Auth Service that moved its state last.
+    #[prost(string, tag = "17")]
+    pub holder: ::prost::alloc::string::String,
+    /// Somebody wants it back.
+    #[prost(bool, tag = "18")]
+    pub undo: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListBadRowsRequest {
+    #[prost(string, tag = "1")]
+    pub migration: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListBadRowsReply {
+    #[prost(message, repeated, tag = "1")]
+    pub rows: ::prost::alloc::vec::Vec<BadRow>,
+    /// All of them; the first hundred are named.
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BadRow {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
+    /// replace, remove, or empty: nothing can be proposed, see why.
+    #[prost(string, tag = "3")]
+    pub fix: ::prost::alloc::string::String,
+    /// As it is, and as it would be; only of documents.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub now: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub then: ::prost::bytes::Bytes,
+    /// What is consented to: this fix of this row as it is now.
+    #[prost(string, tag = "6")]
+    pub proposal: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RepairRowRequest {
+    #[prost(string, tag = "1")]
+    pub migration: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub proposal: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TurnMigrationRequest {
+    #[prost(string, tag = "1")]
+    pub migration: ::prost::alloc::string::String,
+    /// Back to before it began; else forward again.
+    #[prost(bool, tag = "2")]
+    pub back: bool,
 }
 /// Generated client implementations.
 pub mod auth_client {
@@ -692,6 +948,85 @@ pub mod auth_client {
             req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "CreateBackup"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// The majors admitted by role, and moving them one step at a time: docs/high-availability.md.
+        pub async fn get_windows(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::WindowsReply>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/GetWindows");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "GetWindows"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn move_window(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MoveWindowRequest>,
+        ) -> std::result::Result<tonic::Response<super::WindowsReply>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/MoveWindow");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "MoveWindow"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn evict_member(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EvictMemberRequest>,
+        ) -> std::result::Result<tonic::Response<super::WindowsReply>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/EvictMember");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "EvictMember"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Changes of how things are stored, while they are in use: docs/migrations.md.
+        pub async fn list_migrations(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::ListMigrationsReply>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/ListMigrations");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "ListMigrations"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_bad_rows(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListBadRowsRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListBadRowsReply>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/ListBadRows");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "ListBadRows"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn repair_row(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RepairRowRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/RepairRow");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "RepairRow"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn turn_migration(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TurnMigrationRequest>,
+        ) -> std::result::Result<tonic::Response<super::MigrationStatus>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/TurnMigration");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "TurnMigration"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Members tell that they live; the answer tells what they should know.
         pub async fn heartbeat(
             &mut self,
@@ -702,6 +1037,18 @@ pub mod auth_client {
             let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/Heartbeat");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "Heartbeat"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Proxies only: a host that is refused for its version came for rescue (wire::rescue). The answer says what hosts may run.
+        pub async fn report_quarantine(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReportQuarantineRequest>,
+        ) -> std::result::Result<tonic::Response<super::ReportQuarantineReply>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/ReportQuarantine");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "ReportQuarantine"));
             self.inner.unary(req, path, codec).await
         }
         pub async fn emit_events(
@@ -737,6 +1084,18 @@ pub mod auth_client {
             req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "VerifyAudit"));
             self.inner.unary(req, path, codec).await
         }
+        /// Whole pieces of every chain, as JSON lines that can be verified without the cluster.
+        pub async fn export_events(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExportEventsRequest>,
+        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::ExportChunk>>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/ExportEvents");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "ExportEvents"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         pub async fn upload_recording(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::RecordingChunk>,
@@ -768,6 +1127,29 @@ pub mod auth_client {
             let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/ReadRecording");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "ReadRecording"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Auth Services only, of each other: what lies in the asked one's own directory. Who may see what is decided where the user asked.
+        pub async fn list_own_recordings(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListOwnRecordingsRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListRecordingsReply>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/ListOwnRecordings");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "ListOwnRecordings"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn read_own_recording(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadRecordingRequest>,
+        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::RecordingChunk>>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/ReadOwnRecording");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "ReadOwnRecording"));
             self.inner.server_streaming(req, path, codec).await
         }
     }
@@ -863,11 +1245,46 @@ pub mod auth_server {
             &self,
             request: tonic::Request<super::CreateBackupRequest>,
         ) -> std::result::Result<tonic::Response<Self::CreateBackupStream>, tonic::Status>;
+        /// The majors admitted by role, and moving them one step at a time: docs/high-availability.md.
+        async fn get_windows(
+            &self,
+            request: tonic::Request<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::WindowsReply>, tonic::Status>;
+        async fn move_window(
+            &self,
+            request: tonic::Request<super::MoveWindowRequest>,
+        ) -> std::result::Result<tonic::Response<super::WindowsReply>, tonic::Status>;
+        async fn evict_member(
+            &self,
+            request: tonic::Request<super::EvictMemberRequest>,
+        ) -> std::result::Result<tonic::Response<super::WindowsReply>, tonic::Status>;
+        /// Changes of how things are stored, while they are in use: docs/migrations.md.
+        async fn list_migrations(
+            &self,
+            request: tonic::Request<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::ListMigrationsReply>, tonic::Status>;
+        async fn list_bad_rows(
+            &self,
+            request: tonic::Request<super::ListBadRowsRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListBadRowsReply>, tonic::Status>;
+        async fn repair_row(
+            &self,
+            request: tonic::Request<super::RepairRowRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        async fn turn_migration(
+            &self,
+            request: tonic::Request<super::TurnMigrationRequest>,
+        ) -> std::result::Result<tonic::Response<super::MigrationStatus>, tonic::Status>;
         /// Members tell that they live; the answer tells what they should know.
         async fn heartbeat(
             &self,
             request: tonic::Request<super::HeartbeatRequest>,
         ) -> std::result::Result<tonic::Response<super::HeartbeatReply>, tonic::Status>;
+        /// Proxies only: a host that is refused for its version came for rescue (wire::rescue). The answer says what hosts may run.
+        async fn report_quarantine(
+            &self,
+            request: tonic::Request<super::ReportQuarantineRequest>,
+        ) -> std::result::Result<tonic::Response<super::ReportQuarantineReply>, tonic::Status>;
         async fn emit_events(
             &self,
             request: tonic::Request<super::EmitEventsRequest>,
@@ -880,6 +1297,15 @@ pub mod auth_server {
             &self,
             request: tonic::Request<super::Empty>,
         ) -> std::result::Result<tonic::Response<super::VerifyAuditReply>, tonic::Status>;
+        /// Server streaming response type for the ExportEvents method.
+        type ExportEventsStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::ExportChunk, tonic::Status>>
+            + std::marker::Send
+            + 'static;
+        /// Whole pieces of every chain, as JSON lines that can be verified without the cluster.
+        async fn export_events(
+            &self,
+            request: tonic::Request<super::ExportEventsRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ExportEventsStream>, tonic::Status>;
         async fn upload_recording(
             &self,
             request: tonic::Request<tonic::Streaming<super::RecordingChunk>>,
@@ -896,6 +1322,19 @@ pub mod auth_server {
             &self,
             request: tonic::Request<super::ReadRecordingRequest>,
         ) -> std::result::Result<tonic::Response<Self::ReadRecordingStream>, tonic::Status>;
+        /// Auth Services only, of each other: what lies in the asked one's own directory. Who may see what is decided where the user asked.
+        async fn list_own_recordings(
+            &self,
+            request: tonic::Request<super::ListOwnRecordingsRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListRecordingsReply>, tonic::Status>;
+        /// Server streaming response type for the ReadOwnRecording method.
+        type ReadOwnRecordingStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::RecordingChunk, tonic::Status>>
+            + std::marker::Send
+            + 'static;
+        async fn read_own_recording(
+            &self,
+            request: tonic::Request<super::ReadRecordingRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ReadOwnRecordingStream>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct AuthServer<T> {
@@ -1445,6 +1884,202 @@ pub mod auth_server {
                     };
                     Box::pin(fut)
                 }
+                "/lockgate.v1.Auth/GetWindows" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetWindowsSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::UnaryService<super::Empty> for GetWindowsSvc<T> {
+                        type Response = super::WindowsReply;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::Empty>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::get_windows(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetWindowsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockgate.v1.Auth/MoveWindow" => {
+                    #[allow(non_camel_case_types)]
+                    struct MoveWindowSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::UnaryService<super::MoveWindowRequest> for MoveWindowSvc<T> {
+                        type Response = super::WindowsReply;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::MoveWindowRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::move_window(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MoveWindowSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockgate.v1.Auth/EvictMember" => {
+                    #[allow(non_camel_case_types)]
+                    struct EvictMemberSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::UnaryService<super::EvictMemberRequest> for EvictMemberSvc<T> {
+                        type Response = super::WindowsReply;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::EvictMemberRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::evict_member(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EvictMemberSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockgate.v1.Auth/ListMigrations" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListMigrationsSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::UnaryService<super::Empty> for ListMigrationsSvc<T> {
+                        type Response = super::ListMigrationsReply;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::Empty>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::list_migrations(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListMigrationsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockgate.v1.Auth/ListBadRows" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListBadRowsSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::UnaryService<super::ListBadRowsRequest> for ListBadRowsSvc<T> {
+                        type Response = super::ListBadRowsReply;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::ListBadRowsRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::list_bad_rows(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListBadRowsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockgate.v1.Auth/RepairRow" => {
+                    #[allow(non_camel_case_types)]
+                    struct RepairRowSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::UnaryService<super::RepairRowRequest> for RepairRowSvc<T> {
+                        type Response = super::Empty;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::RepairRowRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::repair_row(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RepairRowSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockgate.v1.Auth/TurnMigration" => {
+                    #[allow(non_camel_case_types)]
+                    struct TurnMigrationSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::UnaryService<super::TurnMigrationRequest> for TurnMigrationSvc<T> {
+                        type Response = super::MigrationStatus;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::TurnMigrationRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::turn_migration(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TurnMigrationSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/lockgate.v1.Auth/Heartbeat" => {
                     #[allow(non_camel_case_types)]
                     struct HeartbeatSvc<T: Auth>(pub Arc<T>);
@@ -1464,6 +2099,34 @@ pub mod auth_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = HeartbeatSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockgate.v1.Auth/ReportQuarantine" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReportQuarantineSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::UnaryService<super::ReportQuarantineRequest> for ReportQuarantineSvc<T> {
+                        type Response = super::ReportQuarantineReply;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::ReportQuarantineRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::report_quarantine(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReportQuarantineSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)
@@ -1557,6 +2220,35 @@ pub mod auth_server {
                     };
                     Box::pin(fut)
                 }
+                "/lockgate.v1.Auth/ExportEvents" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExportEventsSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::ServerStreamingService<super::ExportEventsRequest> for ExportEventsSvc<T> {
+                        type Response = super::ExportChunk;
+                        type ResponseStream = T::ExportEventsStream;
+                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::ExportEventsRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::export_events(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExportEventsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/lockgate.v1.Auth/UploadRecording" => {
                     #[allow(non_camel_case_types)]
                     struct UploadRecordingSvc<T: Auth>(pub Arc<T>);
@@ -1633,6 +2325,63 @@ pub mod auth_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReadRecordingSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockgate.v1.Auth/ListOwnRecordings" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListOwnRecordingsSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::UnaryService<super::ListOwnRecordingsRequest> for ListOwnRecordingsSvc<T> {
+                        type Response = super::ListRecordingsReply;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::ListOwnRecordingsRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::list_own_recordings(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListOwnRecordingsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockgate.v1.Auth/ReadOwnRecording" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadOwnRecordingSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::ServerStreamingService<super::ReadRecordingRequest> for ReadOwnRecordingSvc<T> {
+                        type Response = super::RecordingChunk;
+                        type ResponseStream = T::ReadOwnRecordingStream;
+                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::ReadRecordingRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::read_own_recording(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadOwnRecordingSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)

@@ -19,6 +19,7 @@ fn journal(state: State) -> Journal {
         digest: digest(&RESHAPED),
         attempt: 1,
         swept: false,
+        undo: false,
         token: 1,
         holder: String::new(),
         changed: None,
@@ -48,6 +49,20 @@ fn the_old_side_is_kept_until_finalize_and_there_is_no_undo_behind_it() {
     assert_eq!(at(State::Flipped, Phase::Hold, &done, Goal::Contract), Step::Move { to: State::Contracted, phase: Phase::Sweep });
     for state in [State::Expanded, State::Shadowing, State::Verified, State::Flipped, State::Contracted] {
         assert_eq!(at(state, Phase::Hold, &done, Goal::Undo), Step::Wait(Wait::Final), "{state}");
+    }
+}
+
+#[test]
+fn who_is_wanted_back_is_undone_by_every_runner_and_not_begun_again() {
+    let (progress, control) = (Progress::default(), control(8, 9));
+    let step = |state, phase, goal| {
+        let back = Journal { undo: true, ..journal(state) };
+        let progress = Progress { phase, ..progress.clone() };
+        next(&RESHAPED, Known { journal: Some(&back), progress: Some(&progress), control: &control }, goal)
+    };
+    for goal in [Goal::Up, Goal::Contract, Goal::Undo] {
+        assert_eq!(step(State::Flipped, Phase::Hold, goal), Step::Move { to: State::Undoing, phase: Phase::Erase });
+        assert_eq!(step(State::Absent, Phase::Hold, goal), Step::Done);
     }
 }
 
