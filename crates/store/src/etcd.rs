@@ -16,8 +16,9 @@ mod reader;
 mod snapshot;
 mod writer;
 
-use crate::group::Queue;
+use crate::group;
 use crate::remote::{OpenError, Tasks, Tls};
+use crate::request::Queue;
 use crate::watch::{Hub, Room};
 use crate::{Batch, Clock, CommitError, Committed, Item, Key, Page, Snapshot, Store, StoreError, Watch, WatchError, WriterEpoch};
 use client::Client;
@@ -88,7 +89,8 @@ impl Etcd {
         tasks.detach("pump", pump.run());
         let place = reader.client.place().to_owned();
         let writer = writer::Writer::new(Arc::clone(&reader), Arc::clone(&clock));
-        let queue = Queue::start(writer, &tasks, closed.clone(), place);
+        let (queue, requests) = Queue::new(closed.clone(), place);
+        tasks.detach("writer", group::run(writer, requests));
         Ok(Self { reader, queue, tasks, hub, clock, closed })
     }
 

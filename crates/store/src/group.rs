@@ -1,49 +1,25 @@
-//! What the drivers behind a network share: a queue of writes, groups of them, and what a group comes to.
+//! What all drivers that store something share: groups of writes, and what a group comes to.
 //!
-//! One task owns a handle's writes. It takes what is queued, asks its [`Engine`] to do it in one transaction of the
-//! server, and answers each request. An engine reads what the group [`Needs`], lets [`decide`] say what each request comes
-//! to, and writes exactly that, in the same transaction. So the contract (fence, conditions, expiry, order of events) is decided
-//! here, once, without a network, and an engine is only about getting it to a server whole or not at all.
+//! One task or thread owns a handle's writes. It takes what is queued, asks its [`Engine`] to do it in one transaction, and answers
+//! each request. An engine reads what the group [`Needs`], lets [`decide`] say what each request comes to, and writes exactly
+//! that, in the same transaction. So the contract (fence, conditions, expiry, order of events) is decided here, once, without
+//! a network or a disk, and an engine is only about getting it there whole or not at all. The other half is `request`.
+//! (`memory` decides by itself: as long as the two agree in the conformance suite, both are right.)
 
 use crate::batch::{fence, whole_millis};
-use crate::remote::Tasks;
+use crate::request::Request;
 use crate::watch::Commit;
-use crate::{Batch, BatchError, CommitError, Committed, Event, Item, Key, MAX_CHANGES, Op, StoreError, WriterEpoch};
+use crate::{BatchError, CommitError, Committed, Event, Item, Key, MAX_CHANGES, Op, StoreError, WriterEpoch};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::mpsc;
 use types::Time;
 
-/// Requests that may wait; senders wait when it is full.
-const QUEUE: usize = 1024;
 /// The most requests and the most bytes in one transaction.
 const GROUP: usize = 256;
 const GROUP_BYTES: usize = 8 << 20;
-
-/// A write. Batches and keys have been checked.
-pub(crate) enum Request {
-    Commit {
-        batch: Batch,
-        reply: oneshot::Sender<Result<Committed, CommitError>>,
-    },
-    KeepAlive {
-        key: Key,
-        revision: Option<u64>,
-        expires: Time,
-        writer: Option<WriterEpoch>,
-        reply: oneshot::Sender<Result<Committed, CommitError>>,
-    },
-    /// Always alone in its group.
-    Expire {
-        reply: oneshot::Sender<Result<usize, CommitError>>,
-    },
-    Close {
-        reply: oneshot::Sender<()>,
-    },
-}
 
 /// What one request comes to: its events, none when it changes nothing.
 pub(crate) type Outcome = Result<Vec<Event>, CommitError>;
@@ -54,7 +30,7 @@ pub(crate) struct Written {
     pub(crate) outcomes: Vec<Outcome>,
 }
 
-/// What writes a group into a server.
+/// What writes a group.
 pub(crate) trait Engine: Send + 'static {
     /// Whether the request may be in the same transaction as those gathered before it; the first always is.
     fn gather(&mut self, request: &Request, first: bool) -> bool;
@@ -64,82 +40,15 @@ pub(crate) trait Engine: Send + 'static {
 
     /// Between groups: house-keeping.
     fn rest(&mut self) -> BoxFuture<'_, ()>;
-}
 
-/// The sending end.
-pub(crate) struct Queue {
-    requests: mpsc::Sender<Request>,
-    closed: CancellationToken,
-    place: String,
-}
-
-impl Queue {
-    /// Starts the task; it ends when closed, or when all handles are gone.
-    pub(crate) fn start(engine: impl Engine, tasks: &Tasks, closed: CancellationToken, place: String) -> Self {
-        let (requests, queue) = mpsc::channel(QUEUE);
-        tasks.detach("writer", run(engine, queue));
-        Self { requests, closed, place }
-    }
-
-    pub(crate) fn open(&self) -> Result<(), StoreError> {
-        if self.closed.is_cancelled() { Err(StoreError::Closed) } else { Ok(()) }
-    }
-
-    pub(crate) async fn commit(&self, batch: Batch) -> Result<Committed, CommitError> {
-        batch.check()?;
-        self.ask(|reply| Request::Commit { batch, reply }).await
-    }
-
-    pub(crate) async fn keep_alive(
-        &self,
-        key: &Key,
-        revision: Option<u64>,
-        expires: Time,
-        writer: Option<WriterEpoch>,
-    ) -> Result<Committed, CommitError> {
-        key.proper().map_err(BatchError::from)?;
-        if *key == Key::control() {
-            return Err(BatchError::Control.into());
-        }
-        self.ask(|reply| Request::KeepAlive { key: key.clone(), revision, expires, writer, reply }).await
-    }
-
-    pub(crate) async fn expire_due(&self) -> Result<usize, StoreError> {
-        let mut count = 0;
-        loop {
-            let some = self.ask(|reply| Request::Expire { reply }).await.map_err(|error| match error {
-                CommitError::Store(error) => error,
-                error => StoreError::Io { place: self.place.clone(), detail: error.to_string() },
-            })?;
-            count += some;
-            if some < EXPIRE_AT_ONCE {
-                return Ok(count);
-            }
-        }
-    }
-
-    /// Ends the task once what was accepted is answered.
-    pub(crate) async fn close(&self) {
-        let (reply, answer) = oneshot::channel();
-        // An error means that the task has ended already.
-        if self.requests.send(Request::Close { reply }).await.is_ok() {
-            answer.await.unwrap_or_default();
-        }
-    }
-
-    /// An answer that never comes may stand for a write that was done.
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T, CommitError>>) -> Request) -> Result<T, CommitError> {
-        self.open()?;
-        let (reply, answer) = oneshot::channel();
-        self.requests.send(request(reply)).await.map_err(|_| StoreError::Closed)?;
-        answer.await.unwrap_or_else(|_| Err(CommitError::Ambiguous("the writer stopped".into())))
+    /// Whether each of a group that failed so is tried by itself: what is too much together may fit alone.
+    fn alone(&self, error: &CommitError) -> bool {
+        matches!(error, CommitError::Invalid(_) | CommitError::Store(StoreError::Full { .. }))
     }
 }
 
-/// Expired items deleted in one commit.
-pub(crate) const EXPIRE_AT_ONCE: usize = 500;
-
-async fn run(mut engine: impl Engine, mut queue: mpsc::Receiver<Request>) {
+/// Until closed, or until all handles are gone.
+pub(crate) async fn run(mut engine: impl Engine, mut queue: mpsc::Receiver<Request>) {
     let mut held = None;
     loop {
         let first = match held.take() {
@@ -162,14 +71,16 @@ async fn run(mut engine: impl Engine, mut queue: mpsc::Receiver<Request>) {
             }
         }
         if let Some(Request::Close { .. }) = group.first() {
-            return close(queue, group, held).await;
+            // Whatever it holds open is gone when the answer comes.
+            drop(engine);
+            return close(queue, group, held);
         }
         write(&mut engine, group).await;
         engine.rest().await;
     }
 }
 
-async fn close(mut queue: mpsc::Receiver<Request>, group: Vec<Request>, held: Option<Request>) {
+fn close(mut queue: mpsc::Receiver<Request>, group: Vec<Request>, held: Option<Request>) {
     queue.close();
     let closed = || Err(StoreError::Closed.into());
     held.into_iter().for_each(|request| request.answer(closed(), 0));
@@ -194,48 +105,12 @@ async fn write(engine: &mut impl Engine, group: Vec<Request>) {
                 }
             }
         }
-        Err(CommitError::Invalid(_)) if group.len() > 1 => {
+        Err(error) if group.len() > 1 && engine.alone(&error) => {
             for request in group {
                 Box::pin(write(engine, vec![request])).await;
             }
         }
         Err(error) => group.into_iter().for_each(|request| request.answer(Err(error.clone()), 0)),
-    }
-}
-
-impl Request {
-    /// Whether it may share a transaction.
-    fn social(&self) -> bool {
-        matches!(self, Self::Commit { .. } | Self::KeepAlive { .. })
-    }
-
-    pub(crate) fn size(&self) -> usize {
-        match self {
-            Self::Commit { batch, .. } => {
-                batch.ops.iter().map(Op::size).sum::<usize>()
-                    + batch.conditions.iter().map(|condition| 64 + condition.key().len()).sum::<usize>()
-            }
-            Self::KeepAlive { key, .. } => 64 + key.len(),
-            Self::Expire { .. } | Self::Close { .. } => 0,
-        }
-    }
-
-    /// The epoch by which it may be fenced.
-    fn writer(&self) -> Option<WriterEpoch> {
-        match self {
-            Self::Commit { batch, .. } => batch.writer,
-            Self::KeepAlive { writer, .. } => *writer,
-            Self::Expire { .. } | Self::Close { .. } => None,
-        }
-    }
-
-    /// Nobody need be waiting any more.
-    fn answer(self, result: Result<Committed, CommitError>, count: usize) {
-        match self {
-            Self::Commit { reply, .. } | Self::KeepAlive { reply, .. } => drop(reply.send(result)),
-            Self::Expire { reply } => drop(reply.send(result.map(|_| count))),
-            Self::Close { reply } => reply.send(()).unwrap_or_default(),
-        }
     }
 }
 
@@ -420,7 +295,8 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Condition;
+    use crate::{Batch, Condition};
+    use tokio::sync::oneshot;
 
     fn key(text: &str) -> Key {
         Key::parse(text).unwrap()

@@ -4,7 +4,8 @@
 //! watch that resumes. Every write may carry its writer's epoch and is refused, inside the same transaction, once the
 //! control record asks for a higher one (design 3.4). Only `auth` opens a store; it uses [`documents`] and
 //! [`control`] on top. Drivers: [`memory`] (the strictest, for tests and caches), [`sqlite`] (the default), and
-//! [`postgres`] and [`etcd`] for several Auth Services; what those two share is in `group` (their writes) and [`remote`].
+//! [`postgres`] and [`etcd`] for several Auth Services. What those that store something share is in `request` and `group` (their writes);
+//! what those behind a network share besides is in [`remote`].
 //! A new driver is a module and one line in `tests/it`; the trait does not change for it.
 #![cfg_attr(not(all(feature = "memory", feature = "sqlite")), allow(dead_code, reason = "drivers share what one alone may not need"))]
 
@@ -15,12 +16,14 @@ pub mod control;
 pub mod documents;
 pub mod etcd;
 mod group;
+mod handle;
 mod key;
 mod load;
 #[cfg(feature = "memory")]
 pub mod memory;
 pub mod postgres;
 pub mod remote;
+mod request;
 mod snapshot;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
@@ -32,6 +35,7 @@ pub use batch::{
 pub use clock::{Clock, Manual, System};
 pub use documents::Documents;
 pub use etcd::Etcd;
+pub use handle::Handle;
 pub use key::{BadKey, Key, MAX_KEY};
 pub use load::{Load, LoadError, check_empty};
 #[cfg(feature = "memory")]

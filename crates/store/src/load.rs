@@ -9,6 +9,7 @@ use crate::control::Restoring;
 use crate::remote::Patience;
 use crate::{Batch, BatchError, CommitError, Condition, Key, MAX_PAGE, Store, StoreError};
 use bytes::Bytes;
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +18,9 @@ use types::Time;
 /// Bounds of one batch; some room is left below the limits of the store.
 const OPS: usize = 100;
 const BYTES: usize = 1 << 20;
+/// Batches on their way at once: drivers write several in one transaction, and wait once for the disk. In whatever order they arrive, each
+/// is conditional on the note alone.
+const WIDTH: usize = 8;
 /// How long a batch is tried whose end is not known. Repeating it is harmless: it puts the same under the same condition.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -55,6 +59,7 @@ pub struct Load {
     epoch: u64,
     batch: Batch,
     bytes: usize,
+    flying: FuturesUnordered<BoxFuture<'static, Result<(), LoadError>>>,
     /// Nobody ends a load but its caller, by dropping it.
     never: CancellationToken,
 }
@@ -97,7 +102,8 @@ impl Load {
             },
             Err(error) => return Err(error.into()),
         };
-        let load = Self { store, note: revision, epoch: note.epoch(), batch: Batch::new(None), bytes: 0, never: CancellationToken::new() };
+        let (batch, never) = (Batch::new(None), CancellationToken::new());
+        let mut load = Self { store, note: revision, epoch: note.epoch(), batch, bytes: 0, flying: FuturesUnordered::new(), never };
         if broken_off {
             load.empty().await?;
         }
@@ -115,7 +121,7 @@ impl Load {
     }
 
     /// Removes what a load that broke off had written, in pieces that every driver takes.
-    async fn empty(&self) -> Result<(), LoadError> {
+    async fn empty(&mut self) -> Result<(), LoadError> {
         for (from, end) in [(Key::first(), Key::control()), (Key::control().successor(), Key::last())] {
             let mut from = from;
             loop {
@@ -137,16 +143,19 @@ impl Load {
         Batch::new(None).require(Condition::RevisionIs(Key::control(), self.note))
     }
 
-    async fn commit(&self, batch: Batch) -> Result<(), LoadError> {
-        let mut patience = Patience::new(PATIENCE);
-        loop {
-            match self.store.commit(batch.clone()).await {
-                Ok(_) => return Ok(()),
-                Err(CommitError::Ambiguous(_) | CommitError::Store(StoreError::Busy { .. } | StoreError::Unreachable { .. }))
-                    if patience.again(&self.never).await => {}
-                Err(error) => return Err(error.into()),
+    fn commit(&self, batch: Batch) -> BoxFuture<'static, Result<(), LoadError>> {
+        let (store, never) = (self.store.clone(), self.never.clone());
+        Box::pin(async move {
+            let mut patience = Patience::new(PATIENCE);
+            loop {
+                match store.commit(batch.clone()).await {
+                    Ok(_) => return Ok(()),
+                    Err(CommitError::Ambiguous(_) | CommitError::Store(StoreError::Busy { .. } | StoreError::Unreachable { .. }))
+                        if patience.again(&never).await => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
-        }
+        })
     }
 
     /// Takes the next item; written with those around it. The control record is not one: see [`Load::finish`].
@@ -166,17 +175,27 @@ impl Load {
     async fn flush(&mut self) -> Result<(), LoadError> {
         let ops = std::mem::take(&mut self.batch).ops;
         self.bytes = 0;
-        if ops.is_empty() { Ok(()) } else { self.commit(Batch { ops, ..self.batch() }).await }
+        if !ops.is_empty() {
+            self.flying.push(self.commit(Batch { ops, ..self.batch() }));
+        }
+        while self.flying.len() >= WIDTH {
+            self.flying.next().await.transpose()?;
+        }
+        Ok(())
     }
 
     /// Writes what is left. The store is still nobody's: what was written can be compared before [`Load::finish`].
     pub async fn settle(&mut self) -> Result<(), LoadError> {
-        self.flush().await
+        self.flush().await?;
+        while let Some(done) = self.flying.next().await {
+            done?;
+        }
+        Ok(())
     }
 
     /// The last write: the store is a cluster from here on. The record's epochs may not be below the fence.
     pub async fn finish(mut self, record: &types::ControlRecord) -> Result<(), LoadError> {
-        self.flush().await?;
+        self.settle().await?;
         let bytes = serde_json::to_vec(record).map_err(|error| LoadError::Control(error.to_string()))?;
         crate::control::parse(&bytes).map_err(LoadError::Control)?;
         let batch = self.batch().put(Key::control(), bytes.clone(), None);

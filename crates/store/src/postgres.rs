@@ -1,13 +1,14 @@
 //! The driver for PostgreSQL 13 and later: no extension, no logical decoding, at home behind a transaction-pooling proxy.
 //!
-//! Every write locks the one row of `head` and takes the next revision inside its transaction, so revisions are total and
-//! gapless and become visible in their order: who has seen revision n has seen all before it. Writers are put together into groups that
+//! Every write locks the one row of `head` and takes the revision after the newest change inside its transaction, so revisions are
+//! total and gapless and become visible in their order: who has seen revision n has seen all before it. Writers are put together into groups that
 //! share one transaction of two round trips. The same lock makes the fence exact: the control record is read under it, and
 //! while a transaction holds it nobody can change the record. Nothing outlives a transaction: no prepared statement, no
 //! session setting, no session lock, no `LISTEN`; watchers are fed by asking for changes after the last revision seen.
-//! Parts: `link` keeps connections, `rows` is all SQL, `writer` the transaction, `pump` the watches, `fault` names errors.
+//! Parts: `link` keeps connections, `lanes` those of readers, `rows` is all SQL, `writer` the transaction, `pump` the watches, `fault` names errors.
 
 mod fault;
+mod lanes;
 mod link;
 mod open;
 mod pump;
@@ -16,12 +17,14 @@ mod snapshot;
 mod tls;
 mod writer;
 
-use crate::group::Queue;
+use crate::group;
 use crate::remote::{OpenError, Patience, Tasks, Tls, host_and_port, is_local};
+use crate::request::Queue;
 use crate::watch::{Commit, History, Hub, Room};
 use crate::{Batch, Clock, CommitError, Committed, Item, Key, Page, Snapshot, Store, StoreError, Watch, WatchError, WriterEpoch};
 use futures::future::{BoxFuture, FutureExt};
-use link::Link;
+use lanes::Lanes;
+pub use link::{Link, Live};
 use pump::Seen;
 use rows::Sql;
 use std::path::PathBuf;
@@ -116,9 +119,9 @@ pub struct Postgres {
     closed: CancellationToken,
 }
 
-/// What reads: a connection that many share, for requests of a pool are answered in the order they were sent.
+/// What reads.
 struct Reads {
-    link: Link,
+    lanes: Lanes,
     sql: Sql,
     patience: Duration,
     closed: CancellationToken,
@@ -132,7 +135,8 @@ impl Postgres {
         let tasks = Tasks::default();
         let link = || Link::new(&options, &hosts);
         let sql = Sql::new(&options.schema);
-        let reads = Arc::new(Reads { link: link()?, sql: sql.clone(), patience: options.patience, closed: closed.clone() });
+        let lanes = Lanes::new(&options, &hosts)?;
+        let reads = Arc::new(Reads { lanes, sql: sql.clone(), patience: options.patience, closed: closed.clone() });
         let revision = open::prepare(&reads).await?;
         let hub = Arc::new(Hub::new(revision, Room { commits: 4096, bytes: 32 << 20 }));
         let (seen, kick) = (Arc::new(Seen::default()), Arc::new(Notify::new()));
@@ -145,10 +149,11 @@ impl Postgres {
             poll: options.poll,
         };
         tasks.detach("pump", pump.run(closed.clone()));
-        let place = reads.link.place().to_owned();
+        let place = reads.lanes.place().to_owned();
         let (hub_, clock_, closed_) = (Arc::clone(&hub), Arc::clone(&clock), closed.clone());
         let writer = writer::Writer::new(link()?, sql, options.clone(), hub_, clock_, seen, kick, closed_);
-        let queue = Queue::start(writer, &tasks, closed.clone(), place);
+        let (queue, requests) = Queue::new(closed.clone(), place);
+        tasks.detach("writer", group::run(writer, requests));
         Ok(Self { options, hosts, reads, queue, tasks, hub, clock, closed })
     }
 
@@ -167,7 +172,7 @@ impl Postgres {
 
 impl Reads {
     /// Reads, again if the connection was lost meanwhile.
-    async fn again<T, F>(&self, mut read: impl FnMut(link::Live) -> F) -> Result<T, StoreError>
+    async fn again<T, F>(&self, mut read: impl FnMut(Live) -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, tokio_postgres::Error>>,
     {
@@ -176,13 +181,9 @@ impl Reads {
             if self.closed.is_cancelled() {
                 return Err(StoreError::Closed);
             }
-            let attempt = async {
-                let live = self.link.live().await?;
-                let done = read(live.clone()).await;
-                done.map_err(|error| self.link.lost(&live, &error))
-            };
             let limit = self.patience.max(Duration::from_secs(1));
-            let done = tokio::time::timeout(limit, attempt).await.unwrap_or_else(|_| Err(self.link.silent()));
+            let attempt = tokio::time::timeout(limit, self.lanes.once(&mut read)).await;
+            let done = attempt.unwrap_or_else(|_| Err(fault::silent(self.lanes.place())));
             match done {
                 Err(error) if fault::passes(&error) && patience.again(&self.closed).await => {}
                 _ if self.closed.is_cancelled() => return Err(StoreError::Closed),
@@ -265,7 +266,7 @@ impl Store for Postgres {
         async move {
             self.closed.cancel();
             self.queue.close().await;
-            self.reads.link.close();
+            self.reads.lanes.close();
             self.tasks.end().await;
         }
         .boxed()

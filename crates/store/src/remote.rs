@@ -18,6 +18,9 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::Instrument as _;
 use types::Secret;
 
+/// What is said when no answer came in time. A driver cannot tell which of the three it is.
+pub(crate) const SILENT: &str = "no answer in time: the server, its disk or the network stands still";
+
 /// TLS to the store's servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {

@@ -1,6 +1,6 @@
 //! The default driver: one SQLite file, WAL, full synchronisation.
 //!
-//! A writer thread owns the writing connection and puts queued batches together into one transaction, so that they share
+//! A writer thread owns the writing connection and does queued batches together in one transaction, so that they share
 //! one fsync; answers go out after `COMMIT`. A reader thread has its own connection, so that reads never wait for a disk.
 //! A third looks for commits of other processes. Any number of processes may have the file open: every transaction is
 //! `BEGIN IMMEDIATE`. A commit that ended in an unclear state is answered [`CommitError::Ambiguous`].
@@ -18,10 +18,10 @@ mod writer;
 pub use open::OpenError;
 pub use peek::peek;
 
+use crate::group;
+use crate::request::Queue;
 use crate::watch::{Commit, History, Hub, Room};
-use crate::{
-    Batch, BatchError, Clock, CommitError, Committed, Item, Key, Page, Snapshot, Store, StoreError, Watch, WatchError, WriterEpoch,
-};
+use crate::{Batch, Clock, CommitError, Committed, Item, Key, Page, Snapshot, Store, StoreError, Watch, WatchError, WriterEpoch};
 use futures::future::{BoxFuture, FutureExt};
 use reader::Read;
 use rows::Rows;
@@ -32,7 +32,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use types::Time;
-use writer::Write;
 
 /// How a file is used.
 #[derive(Clone, Debug)]
@@ -45,20 +44,30 @@ pub struct Options {
     pub history_bytes: usize,
     /// How often to look for commits of other processes while somebody watches.
     pub poll: Duration,
+    /// What the writer does to its connection before its next transaction.
+    #[cfg(test)]
+    scripts: Arc<std::sync::Mutex<Vec<String>>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { busy: Duration::from_secs(10), history: 16_384, history_bytes: 64 << 20, poll: Duration::from_millis(100) }
+        Self {
+            busy: Duration::from_secs(10),
+            history: 16_384,
+            history_bytes: 64 << 20,
+            poll: Duration::from_millis(100),
+            #[cfg(test)]
+            scripts: Arc::default(),
+        }
     }
 }
 
-/// Requests that may wait for each thread; senders wait when it is full.
+/// Reads that may wait; senders wait when it is full.
 const QUEUE: usize = 1024;
 
 /// An open file.
 pub struct Sqlite {
-    writes: mpsc::Sender<Write>,
+    queue: Queue,
     reads: mpsc::Sender<Read>,
     hub: Arc<Hub>,
     clock: Arc<dyn Clock>,
@@ -66,7 +75,6 @@ pub struct Sqlite {
     pump: Thread,
     pump_ended: CancellationToken,
     path: PathBuf,
-    place: String,
     busy: Duration,
 }
 
@@ -86,11 +94,11 @@ impl Sqlite {
         let closed = CancellationToken::new();
         let pump_ended = CancellationToken::new();
 
-        let (writes, write_queue) = mpsc::channel(QUEUE);
+        let (queue, requests) = Queue::new(closed.clone(), path.display().to_string());
         let (reads, read_queue) = mpsc::channel(QUEUE);
         let (poll, busy) = (options.poll, options.busy);
         let writer = writer::Writer::new(write_rows, Arc::clone(&hub), Arc::clone(&clock), options);
-        spawn(path, "store-writer", move || writer.run(write_queue))?;
+        spawn(path, "store-writer", move || drive(group::run(writer, requests)))?;
         let read_clock = Arc::clone(&clock);
         spawn(path, "store-reader", move || reader::run(read_rows, read_clock.as_ref(), read_queue))?;
         let (pump_hub, pump_closed, ended) = (Arc::clone(&hub), closed.clone(), pump_ended.clone().drop_guard());
@@ -99,25 +107,12 @@ impl Sqlite {
             drop(pump_rows);
             drop(ended);
         })?;
-        let place = path.display().to_string();
-        Ok(Self { writes, reads, hub, clock, closed, pump, pump_ended, path: path.to_owned(), place, busy })
-    }
-
-    fn is_open(&self) -> Result<(), StoreError> {
-        if self.closed.is_cancelled() { Err(StoreError::Closed) } else { Ok(()) }
+        Ok(Self { queue, reads, hub, clock, closed, pump, pump_ended, path: path.to_owned(), busy })
     }
 
     async fn read<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Read) -> Result<T, StoreError> {
-        self.is_open()?;
+        self.queue.open()?;
         ask(&self.reads, request).await
-    }
-
-    /// Hands a request to the writer. An answer that never comes may stand for a write that was done.
-    async fn write<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T, CommitError>>) -> Write) -> Result<T, CommitError> {
-        self.is_open()?;
-        let (reply, answer) = oneshot::channel();
-        self.writes.send(request(reply)).await.map_err(|_| StoreError::Closed)?;
-        answer.await.unwrap_or_else(|_| Err(CommitError::Ambiguous("the writer stopped".into())))
     }
 
     async fn watch_now(&self, prefixes: Vec<Key>, from: Option<u64>) -> Result<Watch, WatchError> {
@@ -144,11 +139,7 @@ impl Store for Sqlite {
     }
 
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<Committed, CommitError>> {
-        async move {
-            batch.check()?;
-            self.write(|reply| Write::Commit { batch, reply }).await
-        }
-        .boxed()
+        self.queue.commit(batch).boxed()
     }
 
     fn keep_alive<'a>(
@@ -158,31 +149,11 @@ impl Store for Sqlite {
         expires: Time,
         writer: Option<WriterEpoch>,
     ) -> BoxFuture<'a, Result<Committed, CommitError>> {
-        async move {
-            key.proper().map_err(BatchError::from)?;
-            if *key == Key::control() {
-                return Err(BatchError::Control.into());
-            }
-            self.write(|reply| Write::KeepAlive { key: key.clone(), revision, expires, writer, reply }).await
-        }
-        .boxed()
+        self.queue.keep_alive(key, revision, expires, writer).boxed()
     }
 
     fn expire_due(&self) -> BoxFuture<'_, Result<usize, StoreError>> {
-        async move {
-            let mut count = 0;
-            loop {
-                let some = self.write(|reply| Write::Expire { reply }).await.map_err(|error| match error {
-                    CommitError::Store(error) => error,
-                    error => StoreError::Io { place: self.place.clone(), detail: error.to_string() },
-                })?;
-                count += some;
-                if some < rows::EXPIRE_AT_ONCE {
-                    return Ok(count);
-                }
-            }
-        }
-        .boxed()
+        self.queue.expire_due().boxed()
     }
 
     fn watch(&self, prefixes: Vec<Key>, from: Option<u64>) -> BoxFuture<'_, Result<Watch, WatchError>> {
@@ -191,7 +162,7 @@ impl Store for Sqlite {
 
     fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         async move {
-            self.is_open()?;
+            self.queue.open()?;
             snapshot::begin(self.path.clone(), self.busy, self.clock.now(), self.closed.clone()).await
         }
         .boxed()
@@ -209,12 +180,9 @@ impl Store for Sqlite {
         async move {
             self.closed.cancel();
             self.pump.unpark();
-            let (written, written_answer) = oneshot::channel();
+            self.queue.close().await;
             let (read, read_answer) = oneshot::channel();
             // An error means that the thread has ended already.
-            if self.writes.send(Write::Close { reply: written }).await.is_ok() {
-                written_answer.await.unwrap_or_default();
-            }
             if self.reads.send(Read::Close { reply: read }).await.is_ok() {
                 read_answer.await.unwrap_or_default();
             }
@@ -251,4 +219,13 @@ fn spawn(path: &Path, name: &str, work: impl FnOnce() + Send + 'static) -> Resul
     let spawned = std::thread::Builder::new().name(name.into()).spawn(work);
     let thread = spawned.map_err(|error| OpenError::Io { path: path.into(), detail: error.to_string() })?;
     Ok(thread.thread().clone())
+}
+
+/// Runs what waits for requests, on a thread that may block.
+fn drive(work: impl Future<Output = ()>) {
+    match tokio::runtime::Builder::new_current_thread().build() {
+        Ok(runtime) => runtime.block_on(work),
+        // Dropped unbegun, it answers everything with `Closed`.
+        Err(error) => tracing::error!(%error, "the writer of the store could not be started"),
+    }
 }

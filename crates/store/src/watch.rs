@@ -130,6 +130,12 @@ impl Watch {
         self
     }
 
+    /// Ends with that, in place of the store.
+    pub(crate) fn until(mut self, closed: &CancellationToken) -> Self {
+        self.closed = closed.clone();
+        self
+    }
+
     /// Makes every event late and alone, as the strict driver does.
     pub(crate) fn drowsy(mut self, seed: u64) -> Self {
         self.drowsy = Some(Drowsy { state: seed | 1 });

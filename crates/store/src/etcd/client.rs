@@ -6,7 +6,7 @@
 use super::Options;
 use super::proto::{AuthenticateRequest, AuthenticateResponse};
 use crate::StoreError;
-use crate::remote::{OpenError, client_config, host_and_port, is_local, password};
+use crate::remote::{OpenError, SILENT, client_config, host_and_port, is_local, password};
 use hyper_util::rt::TokioIo;
 use prost::Message;
 use rustls::ClientConfig;
@@ -151,7 +151,7 @@ impl Client {
             Ok(Err(status)) => Err(self.failed(&wire, &status)),
             Err(_) => {
                 self.forget(&wire);
-                Err(self.unreachable("no answer in time", false))
+                Err(self.unreachable(SILENT, false))
             }
         }
     }
@@ -178,7 +178,7 @@ impl Client {
             Ok(Err(status)) => Err(self.failed(&wire, &status)),
             Err(_) => {
                 self.forget(&wire);
-                Err(self.unreachable("no answer in time", true))
+                Err(self.unreachable(SILENT, true))
             }
         }
     }

@@ -47,11 +47,16 @@ fn without_words(place: String, error: &Error) -> StoreError {
     if detail.starts_with("error performing TLS handshake") {
         return StoreError::Refused { place, detail };
     }
-    // "unexpected message" is a connection out of step, which proxies bring about; another one will do.
-    if detail.contains("error deserializing column") {
+    // `head` has one row, and every column its type.
+    if detail.contains("error deserializing column") || detail.contains("unexpected number of rows") {
         return StoreError::Corrupt { place, detail };
     }
     StoreError::Unreachable { place, detail }
+}
+
+/// No answer came in time.
+pub(super) fn silent(place: &str) -> StoreError {
+    StoreError::Unreachable { place: place.into(), detail: crate::remote::SILENT.into() }
 }
 
 /// Whether it may pass by itself, on another connection or another host.

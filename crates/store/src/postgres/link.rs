@@ -11,11 +11,12 @@ use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::{Client, Config, Error};
 use tokio_util::task::AbortOnDropHandle;
 
+/// The most.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// A client and the task that moves its bytes; the connection ends with the last copy.
 #[derive(Clone)]
-pub(super) struct Live(Arc<(Client, AbortOnDropHandle<()>)>);
+pub struct Live(Arc<(Client, AbortOnDropHandle<()>)>);
 
 impl std::ops::Deref for Live {
     type Target = Client;
@@ -24,8 +25,11 @@ impl std::ops::Deref for Live {
     }
 }
 
-pub(super) struct Link {
-    config: Config,
+/// See the file's head. Cloned connections share one.
+pub struct Link {
+    hosts: Vec<Config>,
+    /// For the connection and the login at one host.
+    wait: Duration,
     password_file: Option<PathBuf>,
     tls: tls::Rustls,
     /// Nobody waits for them: they end with their clients, which somebody may hold for longer than the store is open.
@@ -37,16 +41,19 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// For who keeps tables of its own beside a store's: the audit log does. Connects when [`live`](Self::live) is first asked.
+    pub fn open(options: &Options) -> Result<Self, OpenError> {
+        Self::new(options, &options.check()?)
+    }
+
     pub(super) fn new(options: &Options, hosts: &[(String, u16)]) -> Result<Self, OpenError> {
+        let wait = CONNECT.min(options.patience.max(Duration::from_secs(1)));
         let mut config = Config::new();
-        for (host, port) in hosts {
-            config.host(host).port(*port);
-        }
         config
             .user(&options.user)
             .dbname(&options.database)
             .application_name("lockgate")
-            .connect_timeout(CONNECT)
+            .connect_timeout(wait)
             .keepalives_idle(Duration::from_secs(10))
             .tcp_user_timeout(Duration::from_secs(20))
             .target_session_attrs(TargetSessionAttrs::ReadWrite)
@@ -55,8 +62,14 @@ impl Link {
         options.password_file.as_deref().map(password).transpose()?;
         let tls = options.tls.as_ref().map(|tls| client_config(tls, &[])).transpose()?;
         let place = format!("PostgreSQL {}/{}.{}", options.hosts.join(","), options.database, options.schema);
+        let one = |(host, port): &(String, u16)| {
+            let mut config = config.clone();
+            config.host(host).port(*port);
+            config
+        };
         Ok(Self {
-            config,
+            hosts: hosts.iter().map(one).collect(),
+            wait,
             password_file: options.password_file.clone(),
             tls: tls::Rustls(tls),
             tasks: Tasks::default(),
@@ -66,12 +79,13 @@ impl Link {
         })
     }
 
-    pub(super) fn place(&self) -> &str {
+    /// Server, database and schema, for messages.
+    pub fn place(&self) -> &str {
         &self.place
     }
 
     /// The connection, made if there is none. One attempt.
-    pub(super) async fn live(&self) -> Result<Live, StoreError> {
+    pub async fn live(&self) -> Result<Live, StoreError> {
         if let Some(live) = self.present() {
             return Ok(live);
         }
@@ -79,18 +93,28 @@ impl Link {
         if let Some(live) = self.present() {
             return Ok(live);
         }
-        let mut config = self.config.clone();
-        if let Some(file) = &self.password_file {
-            let refused = |error: OpenError| StoreError::Refused { place: self.place.clone(), detail: error.to_string() };
-            config.password(password(file).map_err(refused)?.expose());
-        }
-        // Each host of the list has the time of its own connecting, and a login besides.
-        let limit = CONNECT * u32::try_from(config.get_hosts().len().max(1)).unwrap_or(1) + CONNECT;
-        let connecting = config.connect(self.tls.clone());
-        let (client, connection) = match tokio::time::timeout(limit, connecting).await {
-            Ok(connected) => connected.map_err(|error| fault::named(&self.place, &error))?,
-            Err(_) => return Err(self.silent()),
+        let secret = match &self.password_file {
+            Some(file) => {
+                Some(password(file).map_err(|error| StoreError::Refused { place: self.place.clone(), detail: error.to_string() })?)
+            }
+            None => None,
         };
+        // One by one: a host that takes connections and stands still must not hold up the way to the next.
+        let mut tried = Err(fault::silent(&self.place));
+        for host in &self.hosts {
+            let mut config = host.clone();
+            if let Some(secret) = &secret {
+                config.password(secret.expose());
+            }
+            tried = match tokio::time::timeout(self.wait, config.connect(self.tls.clone())).await {
+                Ok(connected) => connected.map_err(|error| fault::named(&self.place, &error)),
+                Err(_) => Err(fault::silent(&self.place)),
+            };
+            if tried.is_ok() {
+                break;
+            }
+        }
+        let (client, connection) = tried?;
         // Its error also comes to whoever has a request in it.
         let moving = self.tasks.start("connection", async move { drop(connection.await) });
         let live = Live(Arc::new((client, moving)));
@@ -103,7 +127,7 @@ impl Link {
     }
 
     /// Names an error and forgets the connection if it cannot be used any more.
-    pub(super) fn lost(&self, live: &Live, error: &Error) -> StoreError {
+    pub fn lost(&self, live: &Live, error: &Error) -> StoreError {
         let named = fault::named(&self.place, error);
         if live.is_closed() || fault::passes(&named) {
             self.forget(live);
@@ -112,20 +136,21 @@ impl Link {
     }
 
     /// Forgets this connection, unless it was replaced already.
-    pub(super) fn forget(&self, live: &Live) {
+    pub fn forget(&self, live: &Live) {
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         if slot.as_ref().is_some_and(|present| Arc::ptr_eq(&present.0, &live.0)) {
             *slot = None;
         }
     }
 
-    pub(super) fn close(&self) {
+    /// Forgets the connection, whichever it is.
+    pub fn close(&self) {
         *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// No answer in time. The connection is not used again: what comes late would be taken for something else.
-    pub(super) fn silent(&self) -> StoreError {
+    pub fn silent(&self) -> StoreError {
         self.close();
-        StoreError::Unreachable { place: self.place.clone(), detail: "no answer in time".into() }
+        fault::silent(&self.place)
     }
 }

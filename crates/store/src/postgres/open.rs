@@ -11,7 +11,7 @@ const OLDEST: i32 = 130_000;
 
 /// The revision found.
 pub(super) async fn prepare(reads: &Reads) -> Result<u64, OpenError> {
-    let place = || reads.link.place().to_owned();
+    let place = || reads.lanes.place().to_owned();
     let (version, shown, lazy) = reads
         .again(|live| async move {
             let sql = "SELECT current_setting('server_version_num')::int4, current_setting('server_version'), current_setting('synchronous_commit')";
@@ -57,14 +57,7 @@ async fn make(reads: &Reads) -> Result<(), StoreError> {
     reads
         .again(|live| {
             let script = script.clone();
-            async move {
-                let made = live.batch_execute(&script).await;
-                if made.is_err() {
-                    // The transaction is open and failed: nobody may go on in it.
-                    live.batch_execute("ROLLBACK").await?;
-                }
-                made
-            }
+            async move { live.batch_execute(&script).await }
         })
         .await
 }

@@ -3,6 +3,7 @@
 //! The handle's own commits are there at once, put by its writer. A database that went back (a standby was promoted that had not
 //! yet received everything) is noticed by its revision, or by another transaction's name on a revision already seen.
 
+use super::fault;
 use super::link::Link;
 use super::rows::{Changes, Sql};
 use crate::StoreError;
@@ -85,14 +86,19 @@ impl Pump {
         let live = self.link.live().await?;
         let seen = self.seen.last();
         let latest = self.hub.latest();
-        let (changes, writer) = futures::join!(self.sql.changes(&live, latest), async {
-            match &seen {
-                Some((revision, _)) => self.sql.written_by(&live, *revision).await,
-                None => Ok(None),
-            }
-        });
-        let lost = |error| self.link.lost(&live, &error);
-        let (changes, writer) = (changes.map_err(lost)?, writer.map_err(lost)?);
+        // One after the other: see `lanes`.
+        let asked = async {
+            let changes = self.sql.changes(&live, latest).await?;
+            let writer = match &seen {
+                Some((revision, _)) => self.sql.written_by(&live, *revision).await?,
+                None => None,
+            };
+            Ok((changes, writer))
+        };
+        let (changes, writer) = asked.await.map_err(|error| {
+            self.link.forget(&live);
+            fault::named(self.link.place(), &error)
+        })?;
         let other = seen.is_some_and(|(_, known)| writer.is_some_and(|writer| writer != known));
         // The hub may have moved on since: then the answer is old, not the database.
         if changes.revision < latest || other {

@@ -1,11 +1,14 @@
 //! All SQL but the transaction around it: the tables, what is read, what is written.
 //!
-//! `head` is one row: the layout and the last revision. `item` is the map. `change` is what watches resume from: the events of each commit
-//! in their order, with the random name of the transaction that wrote it, by which an uncertain `COMMIT` is looked up. Every statement is
-//! sent unnamed and in one message, so that a proxy may give each transaction another connection.
+//! `head` is one row: the layout, and the lock of those who write. `item` is the map. `change` is what watches resume from: the events of
+//! each commit in their order, with the random name of the transaction that wrote it, by which an uncertain `COMMIT` is looked up. Its
+//! newest row says the store's revision, and is never pruned. (A counter in `head` would be one more version of that row for each commit,
+//! all of which everybody walks through for as long as somebody holds a snapshot: with a long backup each commit was slower
+//! than the one before.) Every statement is sent unnamed and in one message, so that a proxy may give each transaction another connection.
 
 use super::link::Live;
-use crate::group::{EXPIRE_AT_ONCE, Known, Needs, Row};
+use crate::group::{Known, Needs, Row};
+use crate::request::EXPIRE_AT_ONCE;
 use crate::watch::Commit;
 use crate::{Event, Item, Key, MAX_CHANGES, MAX_PAGE, Page};
 use bytes::Bytes;
@@ -27,6 +30,7 @@ pub(super) struct Sql {
     schema: String,
     pub(super) item: String,
     page: String,
+    held_page: String,
     changes: String,
     one_commit: String,
     heads: String,
@@ -37,7 +41,7 @@ pub(super) struct Sql {
     delete: String,
     record: String,
     pub(super) lock: String,
-    advance: String,
+    revision: String,
     written_by: String,
 }
 
@@ -56,19 +60,24 @@ impl Sql {
         let before = |size: &str| {
             format!("coalesce(sum(octet_length(value){size}) OVER (ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)::int8 AS before")
         };
-        Self {
-            schema: schema.into(),
-            item: format!("SELECT key, revision, expires, value FROM {s}.item WHERE key = $1"),
-            page: format!(
-                "SELECT h.revision, p.found, p.key, p.revision, p.expires, p.value FROM {s}.head h LEFT JOIN LATERAL (
+        let newest = format!("(SELECT coalesce(max(revision), 0) AS revision FROM {s}.change)");
+        let page = |head: &str| {
+            format!(
+                "SELECT h.revision, p.found, p.key, p.revision, p.expires, p.value FROM {head} h LEFT JOIN LATERAL (
                    SELECT * FROM (SELECT *, count(*) OVER () AS found, {} FROM (
                      SELECT key, revision, expires, value FROM {s}.item
                      WHERE key >= $1 AND key < $2 AND (expires IS NULL OR expires > $3) ORDER BY key LIMIT $4
                    ) a) b WHERE before < $5) p ON true ORDER BY p.key",
                 before("")
-            ),
+            )
+        };
+        Self {
+            schema: schema.into(),
+            item: format!("SELECT key, revision, expires, value FROM {s}.item WHERE key = $1"),
+            page: page(&newest),
+            held_page: page("(SELECT 0::int8 AS revision)"),
             changes: format!(
-                "SELECT h.revision, c.found, c.revision, c.key, c.expires, c.value, c.writer FROM {s}.head h LEFT JOIN LATERAL (
+                "SELECT h.revision, c.found, c.revision, c.key, c.expires, c.value, c.writer FROM {newest} h LEFT JOIN LATERAL (
                    SELECT * FROM (SELECT *, count(*) OVER () AS found, {} FROM (
                      SELECT revision, place, key, expires, value, writer FROM {s}.change
                      WHERE revision > $1 ORDER BY revision, place LIMIT $2
@@ -96,8 +105,8 @@ impl Sql {
                 "INSERT INTO {s}.change (revision, place, key, expires, value, writer)
                  SELECT u.*, $6::bytea FROM unnest($1::int8[], $2::int8[], $3::bytea[], $4::int8[], $5::bytea[]) u"
             ),
-            lock: format!("SELECT revision FROM {s}.head FOR UPDATE"),
-            advance: format!("UPDATE {s}.head SET revision = $1"),
+            lock: format!("SELECT layout FROM {s}.head FOR UPDATE"),
+            revision: format!("SELECT revision FROM {newest} h"),
             written_by: format!("SELECT writer FROM {s}.change WHERE revision = $1 LIMIT 1"),
         }
     }
@@ -114,27 +123,26 @@ impl Sql {
              SELECT pg_advisory_xact_lock(hashtext('lockgate'), hashtext('{s}'));
              DO $$ BEGIN IF to_regnamespace('\"{s}\"') IS NULL THEN CREATE SCHEMA \"{s}\"; END IF; END $$;
              CREATE TABLE IF NOT EXISTS \"{s}\".head
-               (id boolean PRIMARY KEY DEFAULT true CHECK (id), layout int8 NOT NULL, revision int8 NOT NULL);
+               (id boolean PRIMARY KEY DEFAULT true CHECK (id), layout int8 NOT NULL);
              CREATE TABLE IF NOT EXISTS \"{s}\".item
                (key bytea PRIMARY KEY, revision int8 NOT NULL, expires int8, value bytea NOT NULL);
              CREATE INDEX IF NOT EXISTS item_expires ON \"{s}\".item (expires, key) WHERE expires IS NOT NULL;
              CREATE TABLE IF NOT EXISTS \"{s}\".change
                (revision int8, place int8, key bytea NOT NULL, expires int8, value bytea, writer bytea NOT NULL, PRIMARY KEY (revision, place));
-             INSERT INTO \"{s}\".head (layout, revision) VALUES ({layout}, 0) ON CONFLICT DO NOTHING;
+             INSERT INTO \"{s}\".head (layout) VALUES ({layout}) ON CONFLICT DO NOTHING;
              COMMIT"
         )
     }
 
     /// Layout and revision.
     pub(super) async fn layout(&self, live: &Live) -> Result<Option<(u32, u64)>, Error> {
-        let sql = format!("SELECT layout, revision FROM \"{}\".head", self.schema);
+        let sql = format!("SELECT layout, ({}) FROM \"{}\".head", self.revision, self.schema);
         let row = live.query_typed_opt(&sql, &[]).await?;
         row.map(|row| Ok((u32::try_from(row.try_get::<_, i64>(0)?).unwrap_or(u32::MAX), number(&row, 1)?))).transpose()
     }
 
     pub(super) async fn revision(&self, live: &Live) -> Result<u64, Error> {
-        let sql = format!("SELECT revision FROM \"{}\".head", self.schema);
-        number(&live.query_typed_one(&sql, &[]).await?, 0)
+        number(&live.query_typed_one(&self.revision, &[]).await?, 0)
     }
 
     pub(super) async fn item(&self, live: &Live, key: &Key) -> Result<Option<Item>, Error> {
@@ -143,30 +151,12 @@ impl Sql {
     }
 
     pub(super) async fn page(&self, live: &Live, from: &Key, to: &Key, limit: usize, now: Time) -> Result<Page, Error> {
-        let limit = limit.clamp(1, MAX_PAGE);
-        let (now, most) = (now.unix_millis(), i64::try_from(limit + 1).unwrap_or(i64::MAX));
-        let params: [(&(dyn ToSql + Sync), Type); 5] = [
-            (&from.as_bytes(), Type::BYTEA),
-            (&to.as_bytes(), Type::BYTEA),
-            (&now, Type::INT8),
-            (&most, Type::INT8),
-            (&PAGE_BYTES, Type::INT8),
-        ];
-        let rows = live.query_typed(&self.page, &params).await?;
-        let mut page = Page { items: Vec::new(), next: None, revision: 0 };
-        let mut found = 0;
-        for row in &rows {
-            page.revision = number(row, 0)?;
-            let Some(all) = row.try_get::<_, Option<i64>>(1)? else { break };
-            found = usize::try_from(all).unwrap_or(usize::MAX);
-            page.items.push(item(row, 2)?);
-        }
-        if page.items.len() > limit {
-            page.next = page.items.pop().map(|item| item.key);
-        } else if page.items.len() < found {
-            page.next = page.items.last().map(|item| item.key.successor());
-        }
-        Ok(page)
+        page(live, &self.page, from, to, limit, now).await
+    }
+
+    /// As of the transaction's snapshot, without a revision: an old snapshot has all newer commits to pass over before it finds its own.
+    pub(super) async fn held_page(&self, live: &Live, from: &Key, to: &Key, limit: usize, now: Time) -> Result<Page, Error> {
+        page(live, &self.held_page, from, to, limit, now).await
     }
 
     /// Commits after a revision; the first one says whether those before it are gone.
@@ -225,8 +215,8 @@ impl Sql {
         Ok(known)
     }
 
-    /// Writes what a group came to, up to the new revision. Sent at once, so that the lock is held for one round trip.
-    pub(super) async fn write(&self, live: &Live, events: &[&Event], writer: &[u8], revision: u64) -> Result<(), Error> {
+    /// Writes what a group came to. Sent at once, so that the lock is held for one round trip.
+    pub(super) async fn write(&self, live: &Live, events: &[&Event], writer: &[u8]) -> Result<(), Error> {
         let mut last: BTreeMap<&Key, Option<&Item>> = BTreeMap::new();
         let mut change = Columns::default();
         let mut place = (0, 0_i64);
@@ -252,7 +242,6 @@ impl Sql {
                 None => deletes.push(key.as_bytes()),
             }
         }
-        let revision = signed(revision);
         let put = async {
             let params: [(&(dyn ToSql + Sync), Type); 4] = [
                 (&puts.keys, Type::BYTEA_ARRAY),
@@ -275,8 +264,7 @@ impl Sql {
             ];
             live.execute_typed(&self.record, &params).await
         };
-        let advance = async { live.execute_typed(&self.advance, &[(&revision, Type::INT8)]).await };
-        futures::try_join!(put, delete, record, advance).map(drop)
+        futures::try_join!(put, delete, record).map(drop)
     }
 
     /// The transaction that wrote a revision; `None` when the revision is not there, or not any more.
@@ -292,12 +280,39 @@ impl Sql {
             "DELETE FROM \"{s}\".change WHERE revision < (SELECT least(h.revision, greatest(h.revision - $1::int8 + 1, coalesce((
                SELECT max(revision) + 1 FROM (SELECT revision,
                  sum(octet_length(key) + coalesce(octet_length(value), 0) + 64) OVER (ORDER BY revision DESC, place DESC) AS size
-                 FROM \"{s}\".change) a WHERE size > $2::int8), 0))) FROM \"{s}\".head h)"
+                 FROM \"{s}\".change) a WHERE size > $2::int8), 0))) FROM (SELECT max(revision) AS revision FROM \"{s}\".change) h)"
         );
         let limits = [i64::try_from(commits).unwrap_or(i64::MAX), i64::try_from(bytes).unwrap_or(i64::MAX)];
         let [commits, bytes] = &limits;
         live.execute_typed(&sql, &[(commits, Type::INT8), (bytes, Type::INT8)]).await.map(drop)
     }
+}
+
+async fn page(live: &Live, sql: &str, from: &Key, to: &Key, limit: usize, now: Time) -> Result<Page, Error> {
+    let limit = limit.clamp(1, MAX_PAGE);
+    let (now, most) = (now.unix_millis(), i64::try_from(limit + 1).unwrap_or(i64::MAX));
+    let params: [(&(dyn ToSql + Sync), Type); 5] = [
+        (&from.as_bytes(), Type::BYTEA),
+        (&to.as_bytes(), Type::BYTEA),
+        (&now, Type::INT8),
+        (&most, Type::INT8),
+        (&PAGE_BYTES, Type::INT8),
+    ];
+    let rows = live.query_typed(sql, &params).await?;
+    let mut page = Page { items: Vec::new(), next: None, revision: 0 };
+    let mut found = 0;
+    for row in &rows {
+        page.revision = number(row, 0)?;
+        let Some(all) = row.try_get::<_, Option<i64>>(1)? else { break };
+        found = usize::try_from(all).unwrap_or(usize::MAX);
+        page.items.push(item(row, 2)?);
+    }
+    if page.items.len() > limit {
+        page.next = page.items.pop().map(|item| item.key);
+    } else if page.items.len() < found {
+        page.next = page.items.last().map(|item| item.key.successor());
+    }
+    Ok(page)
 }
 
 /// No rows when none are wanted.
@@ -355,7 +370,7 @@ fn item(row: &tokio_postgres::Row, first: usize) -> Result<Item, Error> {
     })
 }
 
-pub(super) fn number(row: &tokio_postgres::Row, column: usize) -> Result<u64, Error> {
+fn number(row: &tokio_postgres::Row, column: usize) -> Result<u64, Error> {
     row.try_get::<_, i64>(column).map(unsigned)
 }
 

@@ -81,7 +81,7 @@ impl Pages for Held {
             }
             let Some(from) = self.next.take() else { return Ok(Vec::new()) };
             let to = Key::last();
-            let page = match tokio::time::timeout(PATIENCE, self.sql.page(&self.live, &from, &to, PAGE, self.now)).await {
+            let page = match tokio::time::timeout(PATIENCE, self.sql.held_page(&self.live, &from, &to, PAGE, self.now)).await {
                 Ok(Ok(page)) => page,
                 Ok(Err(error)) => return Err(self.link.lost(&self.live, &error)),
                 Err(_) => return Err(self.link.silent()),

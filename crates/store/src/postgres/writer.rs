@@ -6,10 +6,11 @@
 
 use super::link::{Link, Live};
 use super::pump::Seen;
-use super::rows::{Sql, number};
+use super::rows::Sql;
 use super::{Options, fault};
-use crate::group::{Engine, Needs, Request, Written, commits, decide};
+use crate::group::{Engine, Needs, Written, commits, decide};
 use crate::remote::Patience;
+use crate::request::Request;
 use crate::watch::Hub;
 use crate::{Clock, CommitError, StoreError};
 use futures::future::{BoxFuture, FutureExt};
@@ -129,12 +130,12 @@ impl Writer {
         let name: [u8; 16] = rand::rng().random();
         let written = Written { base, outcomes };
         let events: Vec<_> = written.outcomes.iter().flatten().flatten().collect();
-        let Some(last) = events.last().map(|event| event.revision()) else {
+        if events.is_empty() {
             self.roll_back(&live).await;
             return Ok((written, name));
-        };
+        }
         // One after the other in the stream, but not waiting for each other: a statement that fails turns COMMIT into ROLLBACK.
-        let writing = async { futures::join!(self.sql.write(&live, &events, &name, last), live.batch_execute("COMMIT")) };
+        let writing = async { futures::join!(self.sql.write(&live, &events, &name), live.batch_execute("COMMIT")) };
         let detail = match tokio::time::timeout(self.deadline(), writing).await {
             Ok((Ok(()), Ok(()))) => return Ok((written, name)),
             Ok((Err(error), Ok(()))) => return Err(Lost::Before(self.link.lost(&live, &error))),
@@ -151,10 +152,16 @@ impl Writer {
     async fn read(&self, live: &Live, group: &[Request]) -> Result<(u64, Vec<crate::group::Outcome>), tokio_postgres::Error> {
         let needs = Needs::of(group);
         let now = self.clock.now();
-        let (begun, head, known) =
-            futures::join!(live.batch_execute(&self.begin), live.query_typed_one(&self.sql.lock, &[]), self.sql.known(live, &needs, now));
+        let (begun, locked, base, known) = futures::join!(
+            live.batch_execute(&self.begin),
+            live.query_typed_one(&self.sql.lock, &[]),
+            // A statement of its own, which begins when the lock is there: it sees what the last holder did.
+            self.sql.revision(live),
+            self.sql.known(live, &needs, now)
+        );
         begun?;
-        let base = number(&head?, 0)?;
+        locked?;
+        let base = base?;
         Ok((base, decide(group, known?, base, now)))
     }
 
@@ -185,6 +192,7 @@ impl Writer {
         let asked = futures::join!(
             live.batch_execute(&self.begin),
             live.query_typed_one(&self.sql.lock, &[]),
+            self.sql.revision(&live),
             self.sql.written_by(&live, first),
             live.batch_execute("ROLLBACK")
         );
@@ -192,9 +200,10 @@ impl Writer {
             self.link.forget(&live);
             fault::named(self.link.place(), &error)
         };
-        let (begun, head, writer, _ended) = asked;
+        let (begun, locked, revision, writer, _ended) = asked;
         begun.map_err(lost)?;
-        let revision = number(&head.map_err(lost)?, 0).map_err(lost)?;
+        locked.map_err(lost)?;
+        let revision = revision.map_err(lost)?;
         Ok(match writer.map_err(lost)? {
             Some(writer) if writer == name => Fate::Done,
             Some(_) => Fate::NotDone,
@@ -215,7 +224,10 @@ impl Writer {
         let pruning = async {
             let live = self.link.live().await?;
             let pruned = self.sql.prune(&live, self.options.history, self.options.history_bytes).await;
-            pruned.map_err(|error| self.link.lost(&live, &error))
+            pruned.map_err(|error| {
+                self.link.forget(&live);
+                fault::named(self.link.place(), &error)
+            })
         };
         match tokio::time::timeout(self.deadline(), pruning).await.unwrap_or_else(|_| Err(self.link.silent())) {
             Ok(()) => {}

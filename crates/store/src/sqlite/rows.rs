@@ -4,6 +4,8 @@
 //! itself and its newest row says the store's revision. Revisions have no gaps. Whoever writes holds the transaction;
 //! nothing here begins or ends one except [`Rows::page`], which needs one picture for two statements.
 
+use crate::group::{Known, Needs, Row as Stored};
+use crate::request::EXPIRE_AT_ONCE;
 use crate::watch::{Commit, WatchError};
 use crate::{Event, Item, Key, MAX_CHANGES, MAX_PAGE, Page, StoreError};
 use bytes::Bytes;
@@ -12,8 +14,6 @@ use std::path::Path;
 use std::sync::Arc;
 use types::Time;
 
-/// Expired items deleted in one commit.
-pub(super) const EXPIRE_AT_ONCE: usize = 1000;
 /// Soft limits in bytes for one page and for one reading of changes; the item or commit that passes it is still given.
 const PAGE_BYTES: usize = 16 << 20;
 const CHANGES_BYTES: usize = 4 << 20;
@@ -26,18 +26,6 @@ type Sql<T> = Result<T, rusqlite::Error>;
 pub(super) struct Rows {
     pub(super) connection: Connection,
     pub(super) place: String,
-}
-
-/// What is stored under a key, expired or not.
-pub(super) struct Found {
-    pub(super) revision: u64,
-    pub(super) expires: Option<Time>,
-}
-
-impl Found {
-    pub(super) fn lives(&self, now: Time) -> bool {
-        self.expires.is_none_or(|expires| expires > now)
-    }
 }
 
 impl Rows {
@@ -64,9 +52,40 @@ impl Rows {
         self.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
     }
 
-    pub(super) fn find(&self, key: &Key) -> Sql<Option<Found>> {
+    /// What a group needs, to be read inside its transaction.
+    pub(super) fn known(&self, needs: &Needs, now: Time) -> Sql<Known> {
+        let mut known = Known::default();
+        if needs.fence {
+            known.control = self.item(&Key::control())?.map(|item| item.value);
+        }
+        for key in needs.heads.iter().chain(&needs.names) {
+            if let Some(row) = self.find(key)? {
+                known.rows.insert(key.clone(), row);
+            }
+        }
+        for key in &needs.whole {
+            if let Some(Item { key, value, revision, expires }) = self.item(key)? {
+                known.rows.insert(key, Stored { revision, expires, value: Some(value) });
+            }
+        }
+        for (from, to) in &needs.ranges {
+            for key in self.keys(from, to, MAX_CHANGES + 1)? {
+                known.rows.entry(key).or_insert(Stored { revision: 0, expires: None, value: None });
+            }
+        }
+        if needs.due {
+            for (key, expires) in self.due(now)? {
+                known.due.push(key.clone());
+                known.rows.insert(key, Stored { revision: 0, expires, value: None });
+            }
+        }
+        Ok(known)
+    }
+
+    fn find(&self, key: &Key) -> Sql<Option<Stored>> {
         let mut statement = self.connection.prepare_cached("SELECT revision, expires FROM item WHERE key = ?")?;
-        statement.query_row([key.as_bytes()], |row| Ok(Found { revision: row.get(0)?, expires: time(row, 1)? })).optional()
+        let row = statement.query_row([key.as_bytes()], |row| Ok(Stored { revision: row.get(0)?, expires: time(row, 1)?, value: None }));
+        row.optional()
     }
 
     pub(super) fn item(&self, key: &Key) -> Sql<Option<Item>> {
@@ -125,7 +144,23 @@ impl Rows {
         Ok(Ok(commits.into_iter().map(Arc::new).collect()))
     }
 
-    pub(super) fn put(&self, item: &Item) -> Sql<()> {
+    /// Does what one commit came to, and writes it down for watches.
+    pub(super) fn apply(&self, events: &[Event]) -> Sql<()> {
+        for event in events {
+            match event {
+                Event::Put(item) => self.put(item)?,
+                Event::Delete { key, .. } => self.delete(key)?,
+                Event::Init { .. } => {}
+            }
+        }
+        self.record(events)
+    }
+
+    fn delete(&self, key: &Key) -> Sql<()> {
+        self.connection.prepare_cached("DELETE FROM item WHERE key = ?")?.execute([key.as_bytes()]).map(drop)
+    }
+
+    fn put(&self, item: &Item) -> Sql<()> {
         let mut statement = self.connection.prepare_cached(
             "INSERT INTO item (key, revision, expires, value) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT (key) DO UPDATE SET revision = ?2, expires = ?3, value = ?4",
@@ -134,32 +169,23 @@ impl Rows {
         statement.execute(params![item.key.as_bytes(), item.revision, expires, item.value.as_ref()]).map(drop)
     }
 
-    /// Whether there was something to delete.
-    pub(super) fn delete(&self, key: &Key) -> Sql<bool> {
-        Ok(self.connection.prepare_cached("DELETE FROM item WHERE key = ?")?.execute([key.as_bytes()])? > 0)
-    }
-
     /// Up to `most` keys of the range, expired ones too.
-    pub(super) fn keys(&self, from: &Key, to: &Key, most: usize) -> Sql<Vec<Key>> {
+    fn keys(&self, from: &Key, to: &Key, most: usize) -> Sql<Vec<Key>> {
         let mut statement = self.connection.prepare_cached("SELECT key FROM item WHERE key >= ? AND key < ? ORDER BY key LIMIT ?")?;
         let keys = statement.query_map(params![from.as_bytes(), to.as_bytes(), most], |row| row.get::<_, Vec<u8>>(0).map(Key::stored))?;
         keys.collect()
     }
 
-    pub(super) fn delete_range(&self, from: &Key, to: &Key) -> Sql<()> {
-        let mut statement = self.connection.prepare_cached("DELETE FROM item WHERE key >= ? AND key < ?")?;
-        statement.execute([from.as_bytes(), to.as_bytes()]).map(drop)
+    /// What has expired, in the order of its expiry.
+    fn due(&self, now: Time) -> Sql<Vec<(Key, Option<Time>)>> {
+        let sql = "SELECT key, expires FROM item WHERE expires <= ? ORDER BY expires, key LIMIT ?";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let due = statement
+            .query_map(params![now.unix_millis(), EXPIRE_AT_ONCE], |row| Ok((Key::stored(row.get::<_, Vec<u8>>(0)?), time(row, 1)?)))?;
+        due.collect()
     }
 
-    /// Keys that have expired, in the order of their expiry.
-    pub(super) fn due(&self, now: Time) -> Sql<Vec<Key>> {
-        let mut statement = self.connection.prepare_cached("SELECT key FROM item WHERE expires <= ? ORDER BY expires, key LIMIT ?")?;
-        let keys = statement.query_map(params![now.unix_millis(), EXPIRE_AT_ONCE], |row| row.get::<_, Vec<u8>>(0).map(Key::stored))?;
-        keys.collect()
-    }
-
-    /// Writes down what one commit did, for watches.
-    pub(super) fn record(&self, events: &[Event]) -> Sql<()> {
+    fn record(&self, events: &[Event]) -> Sql<()> {
         let mut statement = self.connection.prepare_cached("INSERT INTO change (id, key, expires, value) VALUES (?, ?, ?, ?)")?;
         for (place, event) in (0_u64..).zip(events) {
             let id = (event.revision() << PLACE_BITS) | place;

@@ -21,9 +21,21 @@ fn key(text: &str) -> Key {
 fn put(at: &str, value: Vec<u8>) -> Batch {
     Batch::new(None).put(key(at), value, None)
 }
-async fn pragma(store: &Sqlite, sql: &str) {
-    let sql = sql.to_owned();
-    store.write(|reply| Write::Pragma { sql, reply }).await.unwrap();
+impl Options {
+    pub(super) fn run_scripts(&self, rows: &Rows) {
+        for script in self.scripts.lock().unwrap().drain(..) {
+            rows.connection.execute_batch(&script).unwrap();
+        }
+    }
+
+    fn script(&self, sql: &str) {
+        self.scripts.lock().unwrap().push(sql.to_owned());
+    }
+}
+/// And the options with which scripts reach its writer.
+fn open_scripted(path: &Path) -> (Sqlite, Options) {
+    let options = Options::default();
+    (Sqlite::open_with(path, Arc::new(System), options.clone()).unwrap(), options)
 }
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -125,9 +137,9 @@ fn of_many_first_starts_at_once_one_makes_the_file() {
 #[tokio::test]
 async fn a_full_disk_refuses_what_does_not_fit_and_nothing_else() {
     let (_dir, path) = scratch();
-    let store = open(&path).unwrap();
+    let (store, options) = open_scripted(&path);
     store.commit(put("old", vec![1; 100])).await.unwrap();
-    pragma(&store, "PRAGMA max_page_count = 60").await;
+    options.script("PRAGMA max_page_count = 60");
     let (one, big, two) = futures::join!(
         store.commit(put("one", vec![1; 10])),
         store.commit(put("big", vec![2; 1 << 20])),
@@ -136,7 +148,7 @@ async fn a_full_disk_refuses_what_does_not_fit_and_nothing_else() {
     assert_eq!(big, Err(CommitError::Store(StoreError::Full { place: path.display().to_string() })));
     assert!(one.is_ok() && two.is_ok(), "{one:?} {two:?}");
     assert_eq!(store.get(&key("big")).await, Ok(None));
-    pragma(&store, "PRAGMA max_page_count = 100000").await;
+    options.script("PRAGMA max_page_count = 100000");
     store.commit(put("big", vec![2; 1 << 20])).await.unwrap();
     assert_eq!(store.revision().await, Ok(4));
 }
@@ -144,9 +156,9 @@ async fn a_full_disk_refuses_what_does_not_fit_and_nothing_else() {
 #[tokio::test]
 async fn a_read_only_store_says_so_and_can_be_read() {
     let (_dir, path) = scratch();
-    let store = open(&path).unwrap();
+    let (store, options) = open_scripted(&path);
     store.commit(put("k", vec![1])).await.unwrap();
-    pragma(&store, "PRAGMA query_only = 1").await;
+    options.script("PRAGMA query_only = 1");
     let refused = store.commit(put("k", vec![2])).await;
     assert_eq!(refused, Err(CommitError::Store(StoreError::ReadOnly { place: path.display().to_string() })));
     assert_eq!(store.get(&key("k")).await.unwrap().unwrap().value, vec![1]);

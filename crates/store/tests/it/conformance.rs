@@ -1,11 +1,11 @@
-//! The conformance suite on both drivers, and the reference model under random operations.
+//! The conformance suite on each driver, and the reference model under random operations.
 
 use crate::{clock, servers};
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
 use store::conformance::{World, model, run, run_async};
-use store::{Etcd, Memory, Postgres, Sqlite, etcd, memory, postgres};
+use store::{Etcd, Memory, Postgres, Sqlite, memory};
 use tempfile::TempDir;
 
 fn in_memory(options: memory::Options) -> World {
@@ -26,9 +26,7 @@ fn in_sqlite(dirs: &TempDir) -> World {
 /// Two handles on a new schema of the shared database.
 async fn in_postgres(port: u16) -> World {
     let clock = clock();
-    let mut options = postgres::Options::new(vec![format!("127.0.0.1:{port}")], "postgres", servers::USER);
-    options.password_file = Some(servers::password_file());
-    options.schema = servers::unique("conformance");
+    let mut options = servers::postgres_options(port, "conformance");
     options.poll = Duration::from_millis(5);
     let (store, twin) = (Postgres::open(options.clone(), clock.clone()).await, Postgres::open(options, clock.clone()).await);
     World { store: Arc::new(store.unwrap()), twin: Arc::new(twin.unwrap()), clock }
@@ -37,8 +35,7 @@ async fn in_postgres(port: u16) -> World {
 /// Two handles on a new prefix of the shared etcd.
 async fn in_etcd() -> World {
     let clock = clock();
-    let mut options = etcd::Options::new(vec![format!("127.0.0.1:{}", servers::etcd().port)]);
-    options.prefix = servers::unique("/conformance/");
+    let options = servers::etcd_options(servers::etcd().port, "/conformance/");
     let (store, twin) = (Etcd::open(options.clone(), clock.clone()).await, Etcd::open(options, clock.clone()).await);
     World { store: Arc::new(store.unwrap()), twin: Arc::new(twin.unwrap()), clock }
 }

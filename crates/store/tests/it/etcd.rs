@@ -1,18 +1,16 @@
 //! etcd under harm: restarts, cut and frozen connections, uncertain writes, compaction, a full database, an older copy, wrong credentials.
 
 use crate::load::Load;
-use crate::proxy::Weather;
+use crate::proxy::{Proxy, Weather};
 use crate::servers::{self, Etcd as Server};
-use crate::{clock, key};
+use crate::{clock, create, end, key, lose, put};
 use std::sync::Arc;
 use std::time::Duration;
 use store::remote::{Identity, OpenError, Tls};
-use store::{Batch, CommitError, Condition, Etcd, Event, Store, StoreError, WatchError, etcd};
+use store::{Batch, CommitError, Etcd, Event, Store, StoreError, WatchError, etcd};
 
 fn options(port: u16) -> etcd::Options {
-    let mut options = etcd::Options::new(vec![format!("127.0.0.1:{port}")]);
-    options.prefix = servers::unique("/faults/");
-    options
+    servers::etcd_options(port, "/faults/")
 }
 
 async fn open(options: &etcd::Options) -> Arc<dyn Store> {
@@ -21,14 +19,6 @@ async fn open(options: &etcd::Options) -> Arc<dyn Store> {
 
 async fn refused(options: etcd::Options) -> OpenError {
     Etcd::open(options, clock()).await.err().expect("it must not open")
-}
-
-fn create(at: &str) -> Batch {
-    Batch::new(None).require(Condition::Absent(key(at))).put(key(at), "v", None)
-}
-
-async fn put(store: &Arc<dyn Store>, at: &str) -> u64 {
-    store.commit(Batch::new(None).put(key(at), "v", None)).await.unwrap().revision
 }
 
 /// The revision that etcd's own tool speaks of.
@@ -55,7 +45,7 @@ async fn etcd_that_restarts_loses_nothing_and_repeats_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cut_connections_to_etcd_lose_nothing_and_repeat_nothing() {
-    let proxy = servers::before(servers::etcd().port).await;
+    let proxy = Proxy::start(servers::etcd().port).await;
     let options = options(proxy.port);
     let (store, watched) = (open(&options).await, open(&options).await);
     let load = Load::start(store, &watched).await;
@@ -73,7 +63,7 @@ async fn cut_connections_to_etcd_lose_nothing_and_repeat_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_without_an_answer_is_looked_up_and_never_repeated_blindly() {
-    let proxy = servers::before(servers::etcd().port).await;
+    let proxy = Proxy::start(servers::etcd().port).await;
     let mut options = options(proxy.port);
     let direct = open(&etcd::Options { endpoints: vec![format!("127.0.0.1:{}", servers::etcd().port)], ..options.clone() }).await;
     let store = open(&options).await;
@@ -111,7 +101,7 @@ async fn a_write_without_an_answer_is_looked_up_and_never_repeated_blindly() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_and_frozen_connections_end_in_an_answer() {
-    let proxy = servers::before(servers::etcd().port).await;
+    let proxy = Proxy::start(servers::etcd().port).await;
     let mut options = options(proxy.port);
     options.patience = Duration::from_millis(200);
     options.answer = Duration::from_secs(1);
@@ -131,7 +121,7 @@ async fn slow_and_frozen_connections_end_in_an_answer() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watcher_of_etcd_that_needs_what_was_compacted_is_told_and_the_others_go_on() {
     let server = Server::start(&[]);
-    let proxy = servers::before(server.port).await;
+    let proxy = Proxy::start(server.port).await;
     let options = options(server.port);
     let direct = open(&options).await;
     let through = open(&etcd::Options { endpoints: vec![format!("127.0.0.1:{}", proxy.port)], ..options }).await;
@@ -198,23 +188,9 @@ async fn an_etcd_restored_from_an_older_copy_ends_the_watches() {
     let said = server.ctl(&["snapshot", "save", copy.to_str().unwrap()]);
     assert!(copy.exists(), "{said}");
     let mut watch = store.watch(vec![], None).await.unwrap();
-    for n in 0..10 {
-        put(&store, &format!("lost/{n}")).await;
-    }
-    // A watch that has seen nothing of what is lost has nothing to be told.
-    let seen = async { while watch.next().await.unwrap().unwrap().revision() < 11 {} };
-    tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap();
+    lose(&store, &mut watch).await;
     server.restore(&copy);
-    let ended = async {
-        loop {
-            match watch.next().await {
-                Some(Ok(_)) => {}
-                ended => return ended,
-            }
-        }
-    };
-    let ended = tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
-    assert_eq!(ended, Some(Err(WatchError::Ahead { current: 1 })));
+    assert_eq!(end(watch).await, Some(Err(WatchError::Ahead { current: 1 })));
     assert_eq!(put(&store, "new").await, 2);
     assert!(store.get(&key("lost/0")).await.unwrap().is_none());
 }
@@ -288,35 +264,6 @@ async fn newer_and_foreign_keys_are_refused_and_left_alone() {
     servers::etcd().ctl(&["del", &head]);
     let error = store.commit(create("other")).await.unwrap_err();
     assert!(matches!(error, CommitError::Store(StoreError::Corrupt { .. })), "{error}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pages_and_batches_of_any_size_come_whole() {
-    let options = options(servers::etcd().port);
-    let (store, other) = (open(&options).await, open(&options).await);
-    for n in 0..24_u8 {
-        store.commit(Batch::new(None).put(key(&format!("big/{n:02}")), vec![n; 1 << 20], None)).await.unwrap();
-    }
-    assert_eq!(store::scan(&*store, &key("big"), &key("bih")).await.unwrap().len(), 24);
-    let soon = store.clock().now().plus(Duration::from_secs(60));
-    for start in 0..50 {
-        // With an entry for each expiry that is more than etcd takes in one level.
-        let batch = (0..120).fold(Batch::new(None), |batch, n| batch.put(key(&format!("many/{start}/{n}")), "x", Some(soon)));
-        store.commit(batch).await.unwrap();
-    }
-    assert_eq!(store::scan(&*store, &key("many"), &key("manz")).await.unwrap().len(), 6000);
-    let last = store.commit(Batch::new(None).put(key("z"), "x", None).delete_range(key("many"), key("manz"))).await.unwrap().revision;
-    assert_eq!(last, 24 + 50 + 1);
-    let mut watch = other.watch(vec![], Some(0)).await.unwrap();
-    let mut counts = [0; 76];
-    while watch.resume_point() < last {
-        let event = tokio::time::timeout(Duration::from_secs(10), watch.next()).await.unwrap().unwrap().unwrap();
-        counts[usize::try_from(event.revision()).unwrap()] += 1;
-    }
-    assert!(
-        counts[1..25].iter().all(|count| *count == 1) && counts[25..75].iter().all(|count| *count == 120) && counts[75] == 6001,
-        "{counts:?}"
-    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,6 +13,8 @@ pub(crate) enum Weather {
     Fair,
     /// Each piece waits that long.
     Slow(Duration),
+    /// Requests of PostgreSQL's extended protocol come in pieces of that size, a little apart.
+    Crumbs(usize),
     /// Nothing passes, and nobody is told.
     Frozen,
     /// Connections are closed, and new ones at once.
@@ -114,8 +116,18 @@ async fn carry(client: TcpStream, server: u16, mut weather: watch::Receiver<Weat
                     }
                     return broken(*then_down);
                 }
-                if to_server.write_all(sent).await.is_err() {
-                    return;
+                let size = match now {
+                    // They end with a Sync; pgbouncer hangs up on a login in pieces.
+                    Weather::Crumbs(size) if sent.ends_with(b"S\0\0\0\x04") => size,
+                    _ => sent.len(),
+                };
+                for piece in sent.chunks(size) {
+                    if to_server.write_all(piece).await.is_err() {
+                        return;
+                    }
+                    if piece.len() < sent.len() {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
                 }
             }
             read = from_server.read(&mut back), if now != Weather::Frozen => {
