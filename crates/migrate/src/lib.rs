@@ -13,5 +13,5 @@ mod status;
 
 pub use mirror::Mirror;
 pub use places::{Kept, ReadJournalError, journal_key, progress_key, read_journal, read_progress};
-pub use runner::{Limits, Outcome, Proposal, RepairError, Runner, StepError};
+pub use runner::{Limits, Outcome, Proposal, RepairError, Runner, StepError, TurnError};
 pub use status::{Status, status};

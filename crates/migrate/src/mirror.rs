@@ -3,7 +3,8 @@
 //! Reads come from the side that is the truth; batches are rewritten so that each side that must be written is written in the same
 //! transaction. Every rewritten batch is conditional on the journal of each migration it touches: a writer whose view of the
 //! state is stale is refused by the store, reads the journal again and tries again. Every read of a migrated row is confirmed by
-//! reading the journal after it. A migration that is over costs nothing; one that is under way costs a read of one small row.
+//! reading the journal after it. Without migrations the mirror is the store: each call is handed on as it came. A migration that is
+//! over costs nothing at the store; one that is under way costs a read of one small row.
 //!
 //! Held to: what the former format cannot express is refused before the old side is given up; a row that cannot be migrated is
 //! shown as it lies; conditions and revisions are those of the side that is the truth, so a holder of a revision from before
@@ -26,12 +27,15 @@ use view::View;
 pub struct Mirror {
     inner: Arc<dyn Store>,
     registry: Registry,
+    /// There is nothing to mirror.
+    idle: bool,
     view: RwLock<Option<Arc<View>>>,
 }
 
 impl Mirror {
     pub fn new(inner: Arc<dyn Store>, registry: Registry) -> Self {
-        Self { inner, registry, view: RwLock::new(None) }
+        let idle = registry.iter().next().is_none();
+        Self { inner, registry, idle, view: RwLock::new(None) }
     }
 
     /// The bare store.
@@ -83,15 +87,18 @@ fn restless(key: &Key) -> StoreError {
 
 impl Store for Mirror {
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Item>, StoreError>> {
+        if self.idle {
+            return self.inner.get(key);
+        }
         async move { Ok(self.look_up(key).await?.map(|shown| shown.item)) }.boxed()
     }
 
     fn range<'a>(&'a self, from: &'a Key, to: &'a Key, limit: usize) -> BoxFuture<'a, Result<Page, StoreError>> {
-        self.list(from, to, limit).boxed()
+        if self.idle { self.inner.range(from, to, limit) } else { self.list(from, to, limit).boxed() }
     }
 
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<Committed, CommitError>> {
-        self.write(batch).boxed()
+        if self.idle { self.inner.commit(batch) } else { self.write(batch).boxed() }
     }
 
     fn keep_alive<'a>(
@@ -101,6 +108,9 @@ impl Store for Mirror {
         expires: Time,
         writer: Option<WriterEpoch>,
     ) -> BoxFuture<'a, Result<Committed, CommitError>> {
+        if self.idle {
+            return self.inner.keep_alive(key, revision, expires, writer);
+        }
         self.prolong(key, revision, expires, writer).boxed()
     }
 
@@ -109,7 +119,7 @@ impl Store for Mirror {
     }
 
     fn watch(&self, prefixes: Vec<Key>, from: Option<u64>) -> BoxFuture<'_, Result<Watch, WatchError>> {
-        self.follow(prefixes, from).boxed()
+        if self.idle { self.inner.watch(prefixes, from) } else { self.follow(prefixes, from).boxed() }
     }
 
     /// The bare store's: a backup holds journals and both sides as they lie.

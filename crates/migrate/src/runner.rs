@@ -4,14 +4,17 @@
 //! batch that holds the effect *and* the cursor, conditional on the journal's and the progress's revision and fenced by the
 //! writer's epoch. It keeps nothing in memory between steps: after a lost race or an answer that never came it says so, and the
 //! next step reads again. Moves of the state also write the control record (`migration_lease`), so that a move and a change
-//! of the admission windows can never pass each other unseen. Parts: `scan` is the batches, `basket` their limits, `repair` bad rows.
+//! of the admission windows can never pass each other unseen. Parts: `scan` is the batches, `basket` their limits,
+//! `repair` bad rows, `turn` the way back.
 
 mod basket;
 mod repair;
 mod scan;
+mod turn;
 
 pub use basket::Limits;
 pub use repair::{Proposal, RepairError};
+pub use turn::TurnError;
 
 use crate::places::{Dirs, Kept, ReadJournalError, journal_key, progress_key, read_journal, read_progress, replace, replaced};
 use std::sync::Arc;
@@ -164,6 +167,7 @@ impl Runner {
             digest: was.as_ref().filter(|_| !begins).map_or_else(|| digest(&self.migration), |was| was.digest.clone()),
             attempt: was.as_ref().map_or(0, |was| was.attempt).saturating_add(u32::from(begins)),
             swept: false,
+            undo: was.as_ref().is_some_and(|was| was.undo),
             token: self.writer.0,
             holder: self.holder.clone(),
             changed: Some(now),

@@ -31,6 +31,8 @@ pub struct Status {
     pub differences: Vec<Named>,
     pub repaired: Vec<Repaired>,
     pub attempt: u32,
+    /// Somebody wants it back.
+    pub undo: bool,
     pub holder: String,
 }
 
@@ -68,6 +70,7 @@ pub async fn status(store: &dyn Store, migration: &Migration, goal: Goal) -> Res
         bad_count: progress.bad_count,
         differences: progress.differences,
         repaired: progress.repaired,
+        undo: known.journal.is_some_and(|journal| journal.undo),
         attempt: known.journal.map_or(0, |journal| journal.attempt),
         holder: known.journal.map(|journal| journal.holder.clone()).unwrap_or_default(),
     })

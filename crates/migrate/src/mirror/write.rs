@@ -277,7 +277,8 @@ impl Draft {
                 continue;
             }
             self.touch(seen);
-            if seen.state.writes() != Writes::Old {
+            let whole = |dir: &Key| *from <= *dir && dir.prefix_end() <= *to;
+            if seen.state.writes() != Writes::Old && !(whole(old) && whole(new)) {
                 return Err(refused(from, "rows with an index are deleted one by one"));
             }
         }

@@ -15,13 +15,31 @@ use std::collections::BTreeMap;
 use store::{Batch, Condition, Item, Key, Op, StoreError};
 use types::Time;
 use upgrade::migrate::journal::{MAX_NAMED, Named};
-use upgrade::migrate::{BadRow, Journal, Phase, Progress, Row};
+use upgrade::migrate::{BadRow, Journal, Phase, Progress, Row, Side};
 
 /// Rows of one directory behind the cursor.
 struct Page {
     items: Vec<Item>,
     /// More may follow the last of them.
     more: bool,
+}
+
+/// One step's way through a directory.
+struct Walk {
+    progress: Progress,
+    started: Time,
+    /// Rows dealt with, of how many.
+    rows: usize,
+    of: usize,
+    /// More may follow behind these.
+    more: bool,
+}
+
+impl Walk {
+    /// Whether the directory was gone through to its end.
+    fn over(&self) -> bool {
+        self.rows == self.of && !self.more
+    }
 }
 
 /// A new row at its present place.
@@ -36,8 +54,8 @@ impl Runner {
             Phase::Check => self.check(seen).await,
             Phase::Copy => self.copy(seen).await,
             Phase::Prune => self.prune(seen).await,
-            Phase::CompareOld => self.compare_old(seen).await,
-            Phase::CompareNew => self.compare_new(seen).await,
+            Phase::CompareOld => self.compare(seen, Side::Old).await,
+            Phase::CompareNew => self.compare(seen, Side::New).await,
             Phase::Erase => self.erase(seen).await,
             Phase::Sweep => self.sweep(seen).await,
             // Not phases that scan: `next` never asks for a batch of them.
@@ -53,6 +71,26 @@ impl Runner {
 
     fn now(&self) -> Time {
         self.store.clock().now()
+    }
+
+    /// Begins where the last step of this phase ended.
+    fn begin(&self, seen: &Seen, phase: Phase) -> Walk {
+        Walk { progress: self.at(seen, phase), started: self.now(), rows: 0, of: 0, more: false }
+    }
+
+    /// The rows to go through.
+    async fn rows(&self, walk: &mut Walk, dir: &Key) -> Result<Vec<Item>, StepError> {
+        let page = self.page(dir, walk.progress.cursor.as_deref()).await?;
+        (walk.of, walk.more) = (page.items.len(), page.more);
+        Ok(page.items)
+    }
+
+    /// A row was dealt with. False: that is enough for one step.
+    fn pass(&self, walk: &mut Walk, item: &Item) -> bool {
+        walk.rows += 1;
+        walk.progress.done += 1;
+        walk.progress.cursor = Some(item.key.to_string());
+        !late(walk.started, self.now(), &self.limits)
     }
 
     /// Rows behind the cursor, up to the limits. Short pages of the store are put together only until there is one row.
@@ -123,30 +161,24 @@ impl Runner {
 
     /// Tries every old row, and looks whether the place of new rows is free.
     async fn check(&self, seen: &Seen) -> Result<Outcome, StepError> {
-        let mut progress = self.at(seen, Phase::Check);
-        let started = self.now();
-        let page = self.page(&self.dirs.old, progress.cursor.as_deref()).await?;
-        let mut rows = 0;
-        for item in &page.items {
+        let mut walk = self.begin(seen, Phase::Check);
+        for item in &self.rows(&mut walk, &self.dirs.old).await? {
             if let Err(bad) = self.try_row(item) {
-                progress.found_bad(Named::new(bad.key, bad.why));
+                walk.progress.found_bad(Named::new(bad.key, bad.why));
             }
-            rows += 1;
-            progress.cursor = Some(item.key.to_string());
-            if late(started, self.now(), &self.limits) {
+            if !self.pass(&mut walk, item) {
                 break;
             }
         }
-        progress.done += rows as u64;
-        if rows == page.items.len() && !page.more {
+        if walk.over() {
             let foreign = self.page(&self.dirs.home, None).await?;
             for item in foreign.items.iter().take(MAX_NAMED) {
-                progress.found_bad(Named::new(item.key.to_string(), "it lies where new rows will be"));
+                walk.progress.found_bad(Named::new(item.key.to_string(), "it lies where new rows will be"));
             }
-            progress.total = progress.done;
-            progress = progress.enter(Phase::Checked, self.now());
+            walk.progress.total = walk.progress.done;
+            walk.progress = walk.progress.enter(Phase::Checked, self.now());
         }
-        self.commit_work(seen, Batch::new(Some(self.writer)), progress, None, rows).await
+        self.commit_work(seen, Batch::new(Some(self.writer)), walk.progress, None, walk.rows).await
     }
 
     /// Why an old row could not be migrated, or its new rows.
@@ -183,37 +215,29 @@ impl Runner {
 
     /// Moves given-up rows to retention, and new rows that waited for the place into it.
     async fn sweep(&self, seen: &Seen) -> Result<Outcome, StepError> {
-        let mut progress = self.at(seen, Phase::Sweep);
-        let started = self.now();
+        let mut walk = self.begin(seen, Phase::Sweep);
         let in_place = self.dirs.old == self.dirs.new;
-        let page = match (self.migration.is_one_to_one(), in_place) {
-            (false, _) => Page { items: Vec::new(), more: false },
-            (true, true) => self.page(&self.dirs.home, progress.cursor.as_deref()).await?,
-            (true, false) => self.page(&self.dirs.old, progress.cursor.as_deref()).await?,
+        let items = match (self.migration.is_one_to_one(), in_place) {
+            (false, _) => Vec::new(),
+            (true, true) => self.rows(&mut walk, &self.dirs.home).await?,
+            (true, false) => self.rows(&mut walk, &self.dirs.old).await?,
         };
-        let finals = page.items.iter().filter_map(|item| item.key.rebased(&self.dirs.home, &self.dirs.new)).collect();
+        let finals = items.iter().filter_map(|item| item.key.rebased(&self.dirs.home, &self.dirs.new)).collect();
         let mains = if in_place { self.find(finals, true).await? } else { BTreeMap::new() };
         let mut basket = Basket::new(self.writer, &self.limits);
-        let mut rows = 0;
-        for item in &page.items {
+        for item in &items {
             let main = item.key.rebased(&self.dirs.home, &self.dirs.new).filter(|_| in_place);
             let (conditions, ops) = match &main {
                 Some(key) => self.take_place(item, key, mains.get(key))?,
                 None => self.give_up(item)?,
             };
-            if !basket.take(conditions, ops) {
-                break;
-            }
-            rows += 1;
-            progress.cursor = Some(item.key.to_string());
-            if late(started, self.now(), &self.limits) {
+            if !basket.take(conditions, ops) || !self.pass(&mut walk, item) {
                 break;
             }
         }
-        progress.done += rows as u64;
-        let over = rows == page.items.len() && !page.more;
+        let (over, rows) = (walk.over(), walk.rows);
         let journal = seen.journal.as_ref().filter(|_| over).map(|kept| Journal { swept: true, ..kept.resource.spec.clone() });
-        let progress = if over { progress.enter(Phase::Done, self.now()) } else { progress };
+        let progress = if over { walk.progress.enter(Phase::Done, self.now()) } else { walk.progress };
         self.commit_work(seen, basket.into_batch(), progress, journal, rows).await
     }
 

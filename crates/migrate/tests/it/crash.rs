@@ -129,7 +129,7 @@ async fn moments(store: &Arc<dyn Store>, migration: Migration, goals: &'static [
         prepare(*goal, store).await;
         loop {
             let items = scan(store.as_ref(), &Key::first(), &Key::last()).await.unwrap();
-            let counted = Fault::none(Arc::clone(store));
+            let counted = Fault::none(store);
             let acts = writer.acts.clone();
             let outcome = runner(counted.clone(), migration, FIRST, "first").step(*goal).await.unwrap();
             if outcome == Outcome::Done {
@@ -159,7 +159,7 @@ impl Broken<'_> {
         let (store, goals) = (self.store, self.moment.goals);
         restore(store.as_ref(), &self.moment.items).await;
         let mut writer = Writer { acts: self.moment.acts.clone(), ..Writer::new(store, self.migration) };
-        let faulty = Fault::new(Arc::clone(store), self.at, self.mode);
+        let faulty = Fault::before(store, self.at, self.mode);
         let first = runner(faulty.clone(), self.migration, FIRST, "first");
         let patient = self.then == Then::Resume;
         let ended = drive(&first, goals, store, &mut writer, patient).await;
@@ -196,34 +196,73 @@ impl Broken<'_> {
     }
 }
 
-/// Breaks a run everywhere. A read that is cut off leaves what the commit before it left, so only the quickest driver does those.
+/// A point at which a run is broken, and what follows.
+struct Crash {
+    goals: &'static [Goal],
+    step: usize,
+    at: usize,
+    mode: Mode,
+    then: Then,
+}
+
+/// Everything that may happen to a commit.
+const MODES: [Mode; 4] = [Mode::Before, Mode::After, Mode::LostAnswer, Mode::LostQuestion];
+const WAYS: [Then; 3] = [Then::Resume, Then::TakeOver, Then::Undo];
+
+/// Whether the drivers behind a network do everything too. Otherwise each commit there is broken in one of the twelve ways, another
+/// one each time, so that every way is met many times.
+pub(crate) fn everything() -> bool {
+    std::env::var_os("LOCKGATE_MIGRATE_CRASHES").is_some_and(|what| what == "all")
+}
+
+/// All crashes in the run whose moments these are. A read that is cut off, before or after, leaves what the commit before it left: in
+/// a usual run only the quickest driver does those, once.
+fn crashes(driver: &Driver, goals: &'static [Goal], moments: &[Moment]) -> Vec<Crash> {
+    let mut all = Vec::new();
+    let mut point = 0;
+    for (step, moment) in moments.iter().enumerate() {
+        for (at, is_commit) in moment.kinds.iter().copied().enumerate() {
+            let modes = match is_commit {
+                true => &MODES[..],
+                false if everything() => &MODES[..2],
+                false if driver.name == STEADY_MEMORY.name => &MODES[..1],
+                false => &[],
+            };
+            let ways = modes.iter().flat_map(|mode| WAYS.iter().map(|then| (*mode, *then))).enumerate();
+            let chosen = ways.filter(|(number, _)| everything() || !driver.remote || (number + 5 * point) % 12 == 0);
+            all.extend(chosen.map(|(_, (mode, then))| Crash { goals, step, at, mode, then }));
+            point += usize::from(is_commit);
+        }
+    }
+    all
+}
+
+/// Breaks a run everywhere, several stores of the driver at a time where each waits for a server.
 async fn break_everywhere(driver: &Driver, migration: Migration) {
-    let opened = (driver.open)().await;
-    let store = &opened.store;
+    let lanes: Vec<_> = futures::future::join_all((0..if driver.remote { 4 } else { 1 }).map(|_| (driver.open)())).await;
+    let store = &lanes[0].store;
     let undone = unbroken(store, migration, AND_BACK).await;
+    let quickest = (STEADY_MEMORY.open)().await.store;
     // A way up that is broken and then undone is among those that go through.
     for (goals, from) in [(THROUGH, 0), (AND_BACK, 1)] {
         let expected = unbroken(store, migration, goals).await;
-        for (step, moment) in moments(store, migration, goals, from).await.iter().enumerate() {
-            for (at, is_commit) in moment.kinds.iter().copied().enumerate() {
-                let (modes, ways): (&[Mode], &[Then]) = match (is_commit, driver.name == STEADY_MEMORY.name) {
-                    (true, _) => {
-                        let modes = &[Mode::Before, Mode::After, Mode::LostAnswer, Mode::LostQuestion];
-                        (modes, &[Then::Resume, Then::TakeOver, Then::Undo])
-                    }
-                    (false, true) => (&[Mode::Before], &[[Then::Resume], [Then::TakeOver], [Then::Undo]][at % 3]),
-                    (false, false) => (&[], &[]),
-                };
-                for (mode, then) in modes.iter().flat_map(|mode| ways.iter().map(|then| (*mode, *then))) {
-                    let broken = Broken { store, migration, moment, at, mode, then };
-                    let (found, was_undone) = Box::pin(broken.run()).await;
-                    let expected = if was_undone { &undone } else { &expected };
-                    assert_eq!(&found, expected, "{}: {} {goals:?} step {step} at {at} {mode:?} {then:?}", driver.name, migration.id);
-                }
+        assert_eq!(expected, unbroken(&quickest, migration, goals).await, "{} ends otherwise than memory", driver.name);
+        let moments = moments(store, migration, goals, from).await;
+        let crashes = crashes(driver, goals, &moments);
+        let lane = async |number: usize| {
+            for Crash { goals, step, at, mode, then } in crashes.iter().skip(number).step_by(lanes.len()) {
+                let moment = &moments[*step];
+                let broken = Broken { store: &lanes[number].store, migration, moment, at: *at, mode: *mode, then: *then };
+                let (found, was_undone) = Box::pin(broken.run()).await;
+                let expected = if was_undone { &undone } else { &expected };
+                assert_eq!(&found, expected, "{}: {} {goals:?} step {step} at {at} {mode:?} {then:?}", driver.name, migration.id);
             }
-        }
+        };
+        futures::future::join_all((0..lanes.len()).map(lane)).await;
     }
-    store.close().await;
+    for lane in lanes {
+        lane.store.close().await;
+    }
 }
 
 /// Makes the store what it was.

@@ -1,45 +1,101 @@
 //! The drivers that the tests run on, and an empty cluster on one of them.
 
+use crate::servers;
 use futures::future::{BoxFuture, FutureExt};
 use std::sync::Arc;
-use store::{Batch, Key, Manual, Memory, Sqlite, Store, WriterEpoch, control, memory, scan};
-use tempfile::TempDir;
+use std::time::Duration;
+use store::{Batch, Etcd, Key, Manual, Memory, Postgres, Sqlite, Store, WriterEpoch, control, memory, scan};
 use types::control::ClusterVersion;
 use types::name::ClusterId;
 use types::{ControlRecord, Time, Version};
 use upgrade::migrate::definition::RETAINED;
 
-/// An open, empty store, and what must live as long.
+type Handle = Arc<dyn Store>;
+
+/// An open, empty store.
 pub(crate) struct Opened {
-    pub(crate) store: Arc<dyn Store>,
-    #[allow(dead_code, reason = "kept until the store is done")]
-    keep: Option<TempDir>,
+    pub(crate) store: Handle,
+    pub(crate) clock: Arc<Manual>,
+    again: Box<dyn Fn() -> BoxFuture<'static, Handle> + Send + Sync>,
+}
+
+impl Opened {
+    /// Another handle on the same data.
+    pub(crate) async fn twin(&self) -> Handle {
+        (self.again)().await
+    }
+
+    async fn with(again: impl Fn() -> BoxFuture<'static, Handle> + Send + Sync + 'static, clock: Arc<Manual>) -> Self {
+        Self { store: again().await, clock, again: Box::new(again) }
+    }
 }
 
 /// One driver: a line in `DRIVERS`.
 pub(crate) struct Driver {
     pub(crate) name: &'static str,
+    /// Behind a network: a hundred times slower than the others.
+    pub(crate) remote: bool,
     pub(crate) open: fn() -> BoxFuture<'static, Opened>,
 }
 
-pub(crate) const MEMORY: Driver = Driver { name: "memory", open: || in_memory(false).boxed() };
+pub(crate) const MEMORY: Driver = Driver { name: "memory", remote: false, open: || in_memory(false).boxed() };
 /// Its pages are as long as can be, so that the same run has the same operations.
-pub(crate) const STEADY_MEMORY: Driver = Driver { name: "steady memory", open: || in_memory(true).boxed() };
-pub(crate) const DRIVERS: &[Driver] = &[MEMORY, Driver { name: "sqlite", open: || in_sqlite().boxed() }];
+pub(crate) const STEADY_MEMORY: Driver = Driver { name: "steady memory", remote: false, open: || in_memory(true).boxed() };
+pub(crate) const DRIVERS: &[Driver] = &[
+    MEMORY,
+    Driver { name: "sqlite", remote: false, open: || in_sqlite().boxed() },
+    Driver { name: "postgres", remote: true, open: || in_postgres().boxed() },
+    Driver { name: "etcd", remote: true, open: || in_etcd().boxed() },
+];
 
 fn clock() -> Arc<Manual> {
     Arc::new(Manual::at(Time::from_unix(1_800_000_000)))
 }
 
 async fn in_memory(easy: bool) -> Opened {
-    Opened { store: Arc::new(Memory::with(clock(), memory::Options { seed: 7, easy, ..memory::Options::default() })), keep: None }
+    let clock = clock();
+    let first = Arc::new(Memory::with(clock.clone(), memory::Options { seed: 7, easy, ..memory::Options::default() }));
+    let data = Arc::clone(&first);
+    let again = move || {
+        let twin: Handle = Arc::new(data.twin());
+        std::future::ready(twin).boxed()
+    };
+    Opened { store: first, ..Opened::with(again, clock).await }
 }
 
 async fn in_sqlite() -> Opened {
-    // A file in memory where there is one: what is tried here is the driver, not the disk.
-    let shm = std::path::Path::new("/dev/shm");
-    let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
-    Opened { store: Arc::new(Sqlite::open(&dir.path().join("state.db"), clock()).unwrap()), keep: Some(dir) }
+    let (path, clock) = (servers::scratch("sqlite-").join("state.db"), clock());
+    let theirs = clock.clone();
+    let again = move || {
+        let handle: Handle = Arc::new(Sqlite::open(&path, theirs.clone()).unwrap());
+        std::future::ready(handle).boxed()
+    };
+    Opened::with(again, clock).await
+}
+
+/// In a schema of its own.
+async fn in_postgres() -> Opened {
+    let mut options = servers::postgres_options(servers::postgres().port, "migrate");
+    options.poll = Duration::from_millis(10);
+    let clock = clock();
+    let theirs = clock.clone();
+    let again = move || {
+        let opening = Postgres::open(options.clone(), theirs.clone());
+        async { Arc::new(opening.await.unwrap()) as Handle }.boxed()
+    };
+    Opened::with(again, clock).await
+}
+
+/// Under a prefix of its own.
+async fn in_etcd() -> Opened {
+    let options = servers::etcd_options(servers::etcd().port, "/migrate/");
+    let clock = clock();
+    let theirs = clock.clone();
+    let again = move || {
+        let opening = Etcd::open(options.clone(), theirs.clone());
+        async { Arc::new(opening.await.unwrap()) as Handle }.boxed()
+    };
+    Opened::with(again, clock).await
 }
 
 /// The first Auth of major 9 on a cluster of major 8.

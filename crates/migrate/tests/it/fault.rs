@@ -1,10 +1,10 @@
 //! A store that fails at its k-th operation: a process killed before it or after it, or a commit whose answer never comes.
 
+use crate::between::{Between, Through};
 use futures::future::{BoxFuture, FutureExt};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use store::{Batch, Clock, CommitError, Committed, Item, Key, Page, Store, StoreError, Watch, WatchError, WriterEpoch};
-use types::Time;
+use store::{Batch, CommitError, Committed, Item, Key, Page, Store, StoreError};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Mode {
@@ -19,7 +19,6 @@ pub(crate) enum Mode {
 }
 
 pub(crate) struct Fault {
-    inner: Arc<dyn Store>,
     /// The operation that fails, from 0.
     at: usize,
     mode: Mode,
@@ -32,14 +31,14 @@ pub(crate) struct Fault {
 }
 
 impl Fault {
-    pub(crate) fn new(inner: Arc<dyn Store>, at: usize, mode: Mode) -> Arc<Self> {
+    pub(crate) fn before(inner: &Arc<dyn Store>, at: usize, mode: Mode) -> Arc<Through<Self>> {
         let (count, dead) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Arc::new(Self { inner, at, mode, count, dead, kinds: Mutex::default(), conflicts: Mutex::default() })
+        Through::new(inner, Self { at, mode, count, dead, kinds: Mutex::default(), conflicts: Mutex::default() })
     }
 
     /// Counts and never fails.
-    pub(crate) fn none(inner: Arc<dyn Store>) -> Arc<Self> {
-        Self::new(inner, usize::MAX, Mode::Before)
+    pub(crate) fn none(inner: &Arc<dyn Store>) -> Arc<Through<Self>> {
+        Self::before(inner, usize::MAX, Mode::Before)
     }
 
     pub(crate) fn kinds(&self) -> Vec<bool> {
@@ -79,20 +78,20 @@ impl Fault {
     }
 }
 
-impl Store for Fault {
-    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Item>, StoreError>> {
-        self.read(self.inner.get(key)).boxed()
+impl Between for Fault {
+    fn get<'a>(&'a self, inner: &'a dyn Store, key: &'a Key) -> BoxFuture<'a, Result<Option<Item>, StoreError>> {
+        self.read(inner.get(key)).boxed()
     }
-    fn range<'a>(&'a self, from: &'a Key, to: &'a Key, limit: usize) -> BoxFuture<'a, Result<Page, StoreError>> {
-        self.read(self.inner.range(from, to, limit)).boxed()
+    fn range<'a>(&'a self, inner: &'a dyn Store, from: &'a Key, to: &'a Key, limit: usize) -> BoxFuture<'a, Result<Page, StoreError>> {
+        self.read(inner.range(from, to, limit)).boxed()
     }
-    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<Committed, CommitError>> {
+    fn commit<'a>(&'a self, inner: &'a dyn Store, batch: Batch) -> BoxFuture<'a, Result<Committed, CommitError>> {
         async move {
             let strikes = self.begin(true)?;
             if strikes && self.mode == Mode::LostQuestion {
                 return Err(CommitError::Ambiguous("no answer".into()));
             }
-            let done = self.inner.commit(batch).await;
+            let done = inner.commit(batch).await;
             if let Err(CommitError::Conflict { key }) = &done {
                 self.conflicts.lock().unwrap().push(key.to_string());
             }
@@ -103,32 +102,5 @@ impl Store for Fault {
             }
         }
         .boxed()
-    }
-    fn keep_alive<'a>(
-        &'a self,
-        key: &'a Key,
-        revision: Option<u64>,
-        expires: Time,
-        writer: Option<WriterEpoch>,
-    ) -> BoxFuture<'a, Result<Committed, CommitError>> {
-        self.inner.keep_alive(key, revision, expires, writer)
-    }
-    fn expire_due(&self) -> BoxFuture<'_, Result<usize, StoreError>> {
-        self.inner.expire_due()
-    }
-    fn watch(&self, prefixes: Vec<Key>, from: Option<u64>) -> BoxFuture<'_, Result<Watch, WatchError>> {
-        self.inner.watch(prefixes, from)
-    }
-    fn snapshot(&self) -> BoxFuture<'_, Result<store::Snapshot, StoreError>> {
-        self.inner.snapshot()
-    }
-    fn revision(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
-        self.inner.revision()
-    }
-    fn clock(&self) -> Arc<dyn Clock> {
-        self.inner.clock()
-    }
-    fn close(&self) -> BoxFuture<'_, ()> {
-        self.inner.close()
     }
 }

@@ -1,70 +1,33 @@
 //! Somebody who does something between a runner's read and its commit, each time.
 
+use crate::between::{Between, Through};
 use crate::drivers::{DRIVERS, FIRST, MEMORY, finalize, govern, reset};
 use crate::samples::{ALL, RESHAPED, key, new_value, old_row, registry};
 use futures::future::{BoxFuture, FutureExt};
 use migrate::{Limits, Mirror, Outcome, Runner, read_progress};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use store::{Batch, Clock, CommitError, Committed, Item, Key, Page, Store, StoreError, Watch, WatchError, WriterEpoch};
-use types::Time;
+use store::{Batch, CommitError, Committed, Store};
 use types::control::Window;
 use upgrade::migrate::{Class, Goal, Phase, State, Wait};
 
 type Deed = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// A store that does a deed before each commit.
-struct Meddled {
-    inner: Arc<dyn Store>,
-    deed: Deed,
-}
+/// Does a deed before each commit.
+struct Meddler(Deed);
 
-impl Store for Meddled {
-    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Item>, StoreError>> {
-        self.inner.get(key)
-    }
-    fn range<'a>(&'a self, from: &'a Key, to: &'a Key, limit: usize) -> BoxFuture<'a, Result<Page, StoreError>> {
-        self.inner.range(from, to, limit)
-    }
-    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<Committed, CommitError>> {
+impl Between for Meddler {
+    fn commit<'a>(&'a self, inner: &'a dyn Store, batch: Batch) -> BoxFuture<'a, Result<Committed, CommitError>> {
         async move {
-            (self.deed)().await;
-            self.inner.commit(batch).await
+            (self.0)().await;
+            inner.commit(batch).await
         }
         .boxed()
-    }
-    fn keep_alive<'a>(
-        &'a self,
-        key: &'a Key,
-        revision: Option<u64>,
-        expires: Time,
-        writer: Option<WriterEpoch>,
-    ) -> BoxFuture<'a, Result<Committed, CommitError>> {
-        self.inner.keep_alive(key, revision, expires, writer)
-    }
-    fn expire_due(&self) -> BoxFuture<'_, Result<usize, StoreError>> {
-        self.inner.expire_due()
-    }
-    fn watch(&self, prefixes: Vec<Key>, from: Option<u64>) -> BoxFuture<'_, Result<Watch, WatchError>> {
-        self.inner.watch(prefixes, from)
-    }
-    fn snapshot(&self) -> BoxFuture<'_, Result<store::Snapshot, StoreError>> {
-        self.inner.snapshot()
-    }
-    fn revision(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
-        self.inner.revision()
-    }
-    fn clock(&self) -> Arc<dyn Clock> {
-        self.inner.clock()
-    }
-    fn close(&self) -> BoxFuture<'_, ()> {
-        self.inner.close()
     }
 }
 
 fn runner(inner: &Arc<dyn Store>, migration: upgrade::migrate::Migration, deed: Deed) -> Runner {
-    let store = Arc::new(Meddled { inner: Arc::clone(inner), deed });
-    Runner::new(store, migration, FIRST, "one", Limits { rows: 2, ..Limits::default() }).unwrap()
+    Runner::new(Through::new(inner, Meddler(deed)), migration, FIRST, "one", Limits { rows: 2, ..Limits::default() }).unwrap()
 }
 
 #[tokio::test]

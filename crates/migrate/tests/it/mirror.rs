@@ -29,7 +29,7 @@ async fn a_writer_with_a_stale_view_is_refused_by_the_store_and_looks_again() {
             let opened = (driver.open)().await;
             let store = &opened.store;
             reset(store.as_ref(), &rows(&migration, 3)).await;
-            let watched = Fault::none(Arc::clone(store));
+            let watched = Fault::none(store);
             let mirror = Mirror::new(watched.clone(), registry());
             let runner = runner(store, migration);
             let (mut n, mut refused) = (10, 0);

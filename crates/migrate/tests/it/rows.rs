@@ -237,3 +237,35 @@ async fn a_status_is_told_before_during_and_after() {
     let after = tell().await;
     assert_eq!((after.state, after.left), (State::Flipped, Some(Duration::ZERO)));
 }
+
+#[tokio::test]
+async fn whoever_wants_a_migration_back_is_heard_by_every_runner_until_he_says_otherwise() {
+    for driver in DRIVERS {
+        let opened = (driver.open)().await;
+        let store = &opened.store;
+        let rows: Vec<_> = (0..4).map(|n| old_row(&RESHAPED, &format!("r{n}"), n)).collect();
+        reset(store.as_ref(), &rows).await;
+        let before = dump(store.as_ref()).await;
+        let (one, two) = (runner(store, RESHAPED), runner(store, RESHAPED));
+        assert_eq!(one.turn(false).await.unwrap(), Outcome::Done, "forward is where it goes");
+        one.run(Goal::Up).await.unwrap();
+        assert!(matches!(one.turn(true).await.unwrap(), Outcome::Worked { .. }));
+        assert_eq!(one.turn(true).await.unwrap(), Outcome::Done, "twice is once");
+        assert_eq!(two.run(Goal::Contract).await.unwrap(), Outcome::Done);
+        assert_eq!(state(store.as_ref(), &RESHAPED).await, State::Absent);
+        assert_eq!(dump(store.as_ref()).await, before);
+        assert!(status(store.as_ref(), &RESHAPED, Goal::Up).await.unwrap().undo);
+        two.turn(false).await.unwrap();
+        two.run(Goal::Up).await.unwrap();
+        assert_eq!(state(store.as_ref(), &RESHAPED).await, State::Flipped);
+        finalize(store.as_ref()).await;
+        let refused = one.turn(true).await.unwrap_err();
+        assert!(refused.to_string().contains("only a backup leads back"), "{refused}");
+        // One that was not begun can be kept from beginning.
+        reset(store.as_ref(), &rows).await;
+        one.turn(true).await.unwrap();
+        assert_eq!(two.run(Goal::Up).await.unwrap(), Outcome::Done);
+        assert_eq!(state(store.as_ref(), &RESHAPED).await, State::Absent);
+        store.close().await;
+    }
+}

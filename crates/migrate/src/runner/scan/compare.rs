@@ -4,11 +4,12 @@
 //! side, the other, and the first again. If the first did not change meanwhile, no writer was there in between (writers write
 //! both in one batch), and the difference is real. Real ones send the scan back to the copy, three times at most.
 
-use super::{Outcome, Runner, Seen, StepError, late};
+use super::{Outcome, Runner, Seen, StepError};
+use std::collections::BTreeMap;
 use store::{Batch, Item, Key};
 use upgrade::migrate::journal::Named;
 use upgrade::migrate::plan::MAX_ROUNDS;
-use upgrade::migrate::{Phase, Progress};
+use upgrade::migrate::{Phase, Progress, Side};
 
 /// How often to look at a row that keeps changing, before the page is left for another step.
 const MAX_LOOKS: usize = 10;
@@ -22,62 +23,36 @@ enum Found {
 }
 
 impl Runner {
-    pub(super) async fn compare_old(&self, seen: &Seen) -> Result<Outcome, StepError> {
-        let mut progress = self.at(seen, Phase::CompareOld);
-        let started = self.now();
-        let page = self.page(&self.dirs.old, progress.cursor.as_deref()).await?;
-        let keys = page.items.iter().flat_map(|item| self.homes(item)).collect();
-        let there = self.find(keys, self.migration.is_one_to_one()).await?;
-        let mut rows = 0;
-        for item in &page.items {
-            let found = if self.lack(item, &there).is_some() { self.look_from_old(&item.key).await? } else { Found::Same };
-            match found {
+    /// Each row of one side with its rows on the other.
+    pub(super) async fn compare(&self, seen: &Seen, side: Side) -> Result<Outcome, StepError> {
+        let (phase, dir) = match side {
+            Side::Old => (Phase::CompareOld, &self.dirs.old),
+            Side::New => (Phase::CompareNew, &self.dirs.home),
+        };
+        let mut walk = self.begin(seen, phase);
+        let items = self.rows(&mut walk, dir).await?;
+        let across = items.iter().flat_map(|item| self.across(side, item)).collect();
+        let there = self.find(across, self.migration.is_one_to_one()).await?;
+        for item in &items {
+            match self.look_twice(side, item, &there).await? {
                 Found::Same => {}
-                Found::Different(named) => progress.found_difference(named),
-                Found::Unsettled if rows == 0 => return Ok(Outcome::Lost),
+                Found::Different(named) => walk.progress.found_difference(named),
+                Found::Unsettled if walk.rows == 0 => return Ok(Outcome::Lost),
                 Found::Unsettled => break,
             }
-            rows += 1;
-            progress.cursor = Some(item.key.to_string());
-            if late(started, self.now(), &self.limits) {
+            if !self.pass(&mut walk, item) {
                 break;
             }
         }
-        progress.done += rows as u64;
-        if rows == page.items.len() && !page.more {
-            progress = self.after(progress, Phase::CompareNew);
+        if walk.over() {
+            let then = match side {
+                Side::Old => Phase::CompareNew,
+                Side::New if walk.progress.pass < 2 => Phase::CompareOld,
+                Side::New => Phase::Compared,
+            };
+            walk.progress = self.after(walk.progress, then);
         }
-        self.commit_work(seen, Batch::new(Some(self.writer)), progress, None, rows).await
-    }
-
-    pub(super) async fn compare_new(&self, seen: &Seen) -> Result<Outcome, StepError> {
-        let mut progress = self.at(seen, Phase::CompareNew);
-        let started = self.now();
-        let page = self.page(&self.dirs.home, progress.cursor.as_deref()).await?;
-        let sources: Vec<Option<Key>> = page.items.iter().map(|item| self.source_of(&item.key)).collect();
-        let olds = self.find(sources.iter().flatten().cloned().collect(), self.migration.is_one_to_one()).await?;
-        let mut rows = 0;
-        for (item, source) in page.items.iter().zip(sources) {
-            let old = source.as_ref().and_then(|key| olds.get(key));
-            let found = if self.fault(item, old).is_some() { self.look_from_new(item, source.as_ref()).await? } else { Found::Same };
-            match found {
-                Found::Same => {}
-                Found::Different(named) => progress.found_difference(named),
-                Found::Unsettled if rows == 0 => return Ok(Outcome::Lost),
-                Found::Unsettled => break,
-            }
-            rows += 1;
-            progress.cursor = Some(item.key.to_string());
-            if late(started, self.now(), &self.limits) {
-                break;
-            }
-        }
-        progress.done += rows as u64;
-        if rows == page.items.len() && !page.more {
-            let then = if progress.pass < 2 { Phase::CompareOld } else { Phase::Compared };
-            progress = self.after(progress, then);
-        }
-        self.commit_work(seen, Batch::new(Some(self.writer)), progress, None, rows).await
+        self.commit_work(seen, Batch::new(Some(self.writer)), walk.progress, None, walk.rows).await
     }
 
     /// The next phase, unless there were differences.
@@ -90,30 +65,34 @@ impl Runner {
         Progress { rounds, ..progress }.enter(then, self.now())
     }
 
-    async fn look_from_old(&self, key: &Key) -> Result<Found, StepError> {
-        for _ in 0..MAX_LOOKS {
-            let Some(old) = self.store.get(key).await? else { return Ok(Found::Same) };
-            let there = self.find(self.homes(&old), false).await?;
-            let Some(why) = self.lack(&old, &there) else { return Ok(Found::Same) };
-            let again = self.store.get(key).await?;
-            if again.is_some_and(|again| again.revision == old.revision) {
-                return Ok(Found::Different(Named::new(key.to_string(), why)));
-            }
+    /// Where the rows of a row's other side are.
+    fn across(&self, side: Side, item: &Item) -> Vec<Key> {
+        match side {
+            Side::Old => self.homes(item),
+            Side::New => self.source_of(&item.key).into_iter().collect(),
         }
-        Ok(Found::Unsettled)
     }
 
-    async fn look_from_new(&self, new: &Item, source: Option<&Key>) -> Result<Found, StepError> {
+    /// What is wrong with a row, seen from one side.
+    fn wrong(&self, side: Side, item: &Item, there: &BTreeMap<Key, Item>) -> Option<String> {
+        match side {
+            Side::Old => self.lack(item, there),
+            Side::New => self.fault(item, self.source_of(&item.key).and_then(|key| there.get(&key))).map(str::to_owned),
+        }
+    }
+
+    /// Looks at what seems to differ again: see the file's head.
+    async fn look_twice(&self, side: Side, item: &Item, there: &BTreeMap<Key, Item>) -> Result<Found, StepError> {
+        if self.wrong(side, item, there).is_none() {
+            return Ok(Found::Same);
+        }
         for _ in 0..MAX_LOOKS {
-            let Some(new) = self.store.get(&new.key).await? else { return Ok(Found::Same) };
-            let old = match source {
-                Some(source) => self.store.get(source).await?,
-                None => None,
-            };
-            let Some(why) = self.fault(&new, old.as_ref()) else { return Ok(Found::Same) };
-            let again = self.store.get(&new.key).await?;
-            if again.is_some_and(|again| again.revision == new.revision) {
-                return Ok(Found::Different(Named::new(new.key.to_string(), why)));
+            let Some(item) = self.store.get(&item.key).await? else { return Ok(Found::Same) };
+            let there = self.find(self.across(side, &item), false).await?;
+            let Some(why) = self.wrong(side, &item, &there) else { return Ok(Found::Same) };
+            let again = self.store.get(&item.key).await?;
+            if again.is_some_and(|again| again.revision == item.revision) {
+                return Ok(Found::Different(Named::new(item.key.to_string(), why)));
             }
         }
         Ok(Found::Unsettled)

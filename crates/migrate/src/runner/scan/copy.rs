@@ -3,7 +3,7 @@
 //! A writer writes both sides in one batch, so an old row that is still at the revision that was read has the new rows that
 //! were read with it. Rows that are right already cost no write.
 
-use super::{Basket, Outcome, Placed, Runner, Seen, StepError, late, row, unchanged};
+use super::{Basket, Outcome, Placed, Runner, Seen, StepError, row, unchanged};
 use std::collections::BTreeMap;
 use store::{Condition, Item, Key, Op};
 use upgrade::migrate::journal::Named;
@@ -18,19 +18,17 @@ enum Verdict {
 
 impl Runner {
     pub(super) async fn copy(&self, seen: &Seen) -> Result<Outcome, StepError> {
-        let mut progress = self.at(seen, Phase::Copy);
-        let started = self.now();
-        let page = self.page(&self.dirs.old, progress.cursor.as_deref()).await?;
-        let wanted: Vec<(&Item, Result<Vec<Placed>, BadRow>)> = page.items.iter().map(|item| (item, self.placed(item))).collect();
+        let mut walk = self.begin(seen, Phase::Copy);
+        let items = self.rows(&mut walk, &self.dirs.old).await?;
+        let wanted: Vec<(&Item, Result<Vec<Placed>, BadRow>)> = items.iter().map(|item| (item, self.placed(item))).collect();
         let keys = wanted.iter().filter_map(|(_, placed)| placed.as_ref().ok()).flatten().map(|placed| placed.key.clone()).collect();
         let there = self.find(keys, self.migration.is_one_to_one()).await?;
         let mut basket = Basket::new(self.writer, &self.limits);
-        let mut rows = 0;
         for (item, placed) in wanted {
             let ops = match placed {
                 Ok(placed) => puts(placed, item, &there),
                 Err(bad) => {
-                    progress.found_bad(Named::new(bad.key, bad.why));
+                    walk.progress.found_bad(Named::new(bad.key, bad.why));
                     Vec::new()
                 }
             };
@@ -39,31 +37,26 @@ impl Runner {
                 if !alone {
                     break;
                 }
-                progress.found_bad(Named::new(item.key.to_string(), "its new rows do not fit in one write"));
+                walk.progress.found_bad(Named::new(item.key.to_string(), "its new rows do not fit in one write"));
             }
-            rows += 1;
-            progress.cursor = Some(item.key.to_string());
-            if late(started, self.now(), &self.limits) {
+            if !self.pass(&mut walk, item) {
                 break;
             }
         }
-        progress.done += rows as u64;
-        if rows == page.items.len() && !page.more {
-            let then = if progress.bad_count > 0 { Phase::Hold } else { Phase::Prune };
-            progress = progress.enter(then, self.now());
+        if walk.over() {
+            let then = if walk.progress.bad_count > 0 { Phase::Hold } else { Phase::Prune };
+            walk.progress = walk.progress.enter(then, self.now());
         }
-        self.commit_work(seen, basket.into_batch(), progress, None, rows).await
+        self.commit_work(seen, basket.into_batch(), walk.progress, None, walk.rows).await
     }
 
     pub(super) async fn prune(&self, seen: &Seen) -> Result<Outcome, StepError> {
-        let mut progress = self.at(seen, Phase::Prune);
-        let started = self.now();
-        let page = self.page(&self.dirs.home, progress.cursor.as_deref()).await?;
-        let sources: Vec<Option<Key>> = page.items.iter().map(|item| self.source_of(&item.key)).collect();
+        let mut walk = self.begin(seen, Phase::Prune);
+        let items = self.rows(&mut walk, &self.dirs.home).await?;
+        let sources: Vec<Option<Key>> = items.iter().map(|item| self.source_of(&item.key)).collect();
         let olds = self.find(sources.iter().flatten().cloned().collect(), self.migration.is_one_to_one()).await?;
         let mut basket = Basket::new(self.writer, &self.limits);
-        let mut rows = 0;
-        for (item, source) in page.items.iter().zip(sources) {
+        for (item, source) in items.iter().zip(sources) {
             let old = source.as_ref().and_then(|key| olds.get(key));
             let mut conditions = vec![Condition::RevisionIs(item.key.clone(), item.revision)];
             conditions.extend(source.iter().map(|key| unchanged(key, old.map(|old| old.revision))));
@@ -72,20 +65,15 @@ impl Runner {
                 Verdict::Orphan => Some(Op::Delete { key: item.key.clone() }),
                 Verdict::Wrong(placed, old) => Some(Op::Put { key: placed.key, value: placed.value.into(), expires: old.expires }),
             };
-            if op.is_some_and(|op| !basket.take(conditions, vec![op])) && !basket.is_empty() {
-                break;
-            }
-            rows += 1;
-            progress.cursor = Some(item.key.to_string());
-            if late(started, self.now(), &self.limits) {
+            let full = op.is_some_and(|op| !basket.take(conditions, vec![op])) && !basket.is_empty();
+            if full || !self.pass(&mut walk, item) {
                 break;
             }
         }
-        progress.done += rows as u64;
-        if rows == page.items.len() && !page.more {
-            progress = progress.enter(Phase::CompareOld, self.now());
+        if walk.over() {
+            walk.progress = walk.progress.enter(Phase::CompareOld, self.now());
         }
-        self.commit_work(seen, basket.into_batch(), progress, None, rows).await
+        self.commit_work(seen, basket.into_batch(), walk.progress, None, walk.rows).await
     }
 
     /// Where the old row of a new one is; none if the key cannot be one of this migration's.
