@@ -8,6 +8,7 @@
 
 use crate::{
     ca::{self, Authorities, CaKind},
+    migrations::through,
     vault,
     world::{AuthError, Config},
 };
@@ -19,7 +20,10 @@ use types::{
     kind::{AuthPreference, CertAuthority, ClusterInfo, Member, singleton},
     name::ClusterId,
 };
-use upgrade::control::{Start, adopt, may_start};
+use upgrade::{
+    control::{Start, adopt, may_start},
+    migrate::Registry,
+};
 
 /// The label that says where a preference comes from.
 pub(crate) const ORIGIN: &str = "lockgate/origin";
@@ -37,24 +41,30 @@ pub(crate) struct Cluster {
 }
 
 /// Opens the cluster in this store, or makes it.
-pub(crate) async fn open(store: &Arc<dyn Store>, config: &Config, version: &Version, now: Time) -> Result<Cluster, AuthError> {
+pub(crate) async fn open(
+    store: &Arc<dyn Store>,
+    registry: &Registry,
+    config: &Config,
+    version: &Version,
+    now: Time,
+) -> Result<Cluster, AuthError> {
     let mut tries = 0;
     let stored = loop {
         let stored = control::read(store.as_ref()).await.map_err(|error| AuthError::Store(error.to_string()))?;
         tries += 1;
         match (may_start(stored.as_ref().map(|stored| &stored.record), version)?, stored) {
             (Start::Current | Start::Emulate, Some(stored)) => break stored,
-            (Start::Adopt, Some(was)) => match take_over(store, &was, version, now).await? {
+            (Start::Adopt, Some(was)) => match take_over(store, registry, &was, version, now).await? {
                 Some(stored) => break stored,
                 // Another Auth Service of our major was quicker.
                 None if tries < 8 => {}
                 None => return Err(AuthError::Store("the control record keeps changing".into())),
             },
-            (Start::Birth, _) | (_, None) if tries < 8 => give_birth(store, config, version, now).await?,
+            (Start::Birth, _) | (_, None) if tries < 8 => give_birth(store, registry, config, version, now).await?,
             (Start::Birth, _) | (_, None) => return Err(AuthError::Store("the new control record cannot be read back".into())),
         }
     };
-    let documents = Documents::new(store.clone(), WriterEpoch(stored.record.epoch));
+    let documents = Documents::new(through(store, registry), WriterEpoch(stored.record.epoch));
     let info = single::<ClusterInfo>(&documents, singleton::CLUSTER_NAME).await?.spec;
     if let Some(asked) = config.cluster_name.as_ref().filter(|asked| **asked != info.cluster_name) {
         let message = format!("this cluster is called \"{}\"; its name cannot be changed to \"{asked}\"", info.cluster_name);
@@ -75,11 +85,12 @@ pub(crate) async fn open(store: &Arc<dyn Store>, config: &Config, version: &Vers
 /// The first Auth of the next major fences the ones before.
 async fn take_over(
     store: &Arc<dyn Store>,
+    registry: &Registry,
     was: &control::Stored,
     version: &Version,
     now: Time,
 ) -> Result<Option<control::Stored>, AuthError> {
-    let documents = Documents::new(store.clone(), WriterEpoch(was.record.epoch));
+    let documents = Documents::new(through(store, registry), WriterEpoch(was.record.epoch));
     let listing =
         documents.list(Member::KIND, None, store::MAX_PAGE, |_| true).await.map_err(|error| AuthError::Store(error.to_string()))?;
     let members: Vec<_> = listing.documents.into_iter().filter_map(|document| Resource::from_document(document).ok()).collect();
@@ -96,7 +107,7 @@ async fn take_over(
 }
 
 /// Writes a new cluster, unless another is there when it comes to that.
-async fn give_birth(store: &Arc<dyn Store>, config: &Config, version: &Version, now: Time) -> Result<(), AuthError> {
+async fn give_birth(store: &Arc<dyn Store>, registry: &Registry, config: &Config, version: &Version, now: Time) -> Result<(), AuthError> {
     let foreign = store.range(&Key::first(), &Key::last(), 1).await.map_err(|error| AuthError::Store(error.to_string()))?;
     if let Some(item) = foreign.items.first().filter(|item| item.key != Key::control()) {
         let message = format!("the store holds \"{}\" but no control record: it is not a cluster of Lockgate", item.key);
@@ -129,7 +140,8 @@ async fn give_birth(store: &Arc<dyn Store>, config: &Config, version: &Version, 
         let (_, op) = store::documents::encode(document).map_err(|error| broken(&error))?;
         batch.ops.push(op);
     }
-    match store.commit(batch).await {
+    // A cluster is born in the newest form, with the indices that belong to it.
+    match through(store, registry).commit(batch).await {
         Ok(_) => tracing::info!(cluster = %name, id = %cluster_id, %version, "a new cluster was made"),
         // The other one's birth is as good as ours; after an unclear commit, reading again tells.
         Err(CommitError::Conflict { .. } | CommitError::Ambiguous(_)) => {}

@@ -9,10 +9,11 @@ use crate::{
     hosts::Used,
     limits::{Gate, Repeats},
     metrics::{Metrics, count},
+    migrations::Migrations,
     mirror::Mirror,
     password::{HashError, Hasher},
     presence::Notices,
-    recordings::{RecordingError, Recordings},
+    recordings::{RecordingError, Recordings, peers},
     vault::{Vault, VaultError},
 };
 use net::{
@@ -25,7 +26,7 @@ use net::{
 use rules::{Caller, Denied, RoleSet, access::CurrentUser, admission, lock};
 use std::{collections::BTreeSet, sync::Arc};
 use store::{
-    CommitError, Documents,
+    CommitError, Documents, Store,
     documents::{ReadError, WriteError},
 };
 use types::{
@@ -41,12 +42,20 @@ pub(crate) struct Core {
     pub(crate) cluster_id: ClusterId,
     pub(crate) host_id: HostId,
     pub(crate) node_name: NodeName,
+    /// The store as it lies: for the control record, seats, migrations and backups. Business reads and writes `documents` and `vault`,
+    /// which show it in the newest form.
+    pub(crate) store: Arc<dyn Store>,
     pub(crate) documents: Documents,
     pub(crate) vault: Vault,
+    /// The seats of Auth Services, in the store as it lies.
+    pub(crate) seats: Vault,
+    pub(crate) migrations: Migrations,
     pub(crate) authorities: Authorities,
     pub(crate) mirror: Mirror,
     pub(crate) audit: Audit,
     pub(crate) recordings: Recordings,
+    /// To other Auth Services, for their recordings.
+    pub(crate) peers: peers::Lines,
     /// The right to make a backup for somebody: one at a time.
     pub(crate) backups: Arc<tokio::sync::Semaphore>,
     pub(crate) hasher: Hasher,
@@ -278,6 +287,9 @@ impl Core {
             _ if matches!(fault, Fault::Denied(_)) => EventKind::AccessDenied,
             _ => return public,
         };
+        if let Some(peer) = peer.filter(|_| kind == EventKind::VersionRefused) {
+            crate::quarantine::refused(self, peer.identity.as_deref(), Some(&peer.hello), &public).await;
+        }
         count(if kind == EventKind::AccessDenied { &self.metrics.refused } else { &self.metrics.version_refusals });
         tracing::info!(method, who, addr, refusal = %fault, "refused");
         // Logins and joins write their own events, with more in them.

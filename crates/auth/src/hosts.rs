@@ -395,6 +395,11 @@ pub(crate) async fn is_taken(core: &Core, id: HostId, key: &str) -> Result<bool,
     Ok(core.vault.read::<HostRecord>(&host_key(id)?).await?.is_some_and(|held| held.value.key != key))
 }
 
+/// What a host in the books is called.
+pub(crate) async fn name_of(core: &Core, id: HostId) -> Result<Option<NodeName>, Fault> {
+    Ok(core.vault.read::<HostRecord>(&host_key(id)?).await?.map(|held| held.value.name))
+}
+
 /// Notes that a host's newest certificate arrived where it belongs.
 pub(crate) async fn seen(core: &Core, host: &HostIdentity) -> Result<(), Fault> {
     let generation = host.generation();

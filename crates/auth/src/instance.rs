@@ -20,11 +20,11 @@ pub(crate) async fn audit_known(vault: &Vault, host: HostId, dir: &Path) -> Resu
     let (anchor_key, origin_key) = (vault::own_anchor_key(host)?, vault::own_origin_key(host)?);
     let (left_anchor, left_origin) = (vault::anchor_key()?, vault::origin_key()?);
     for _ in 0..MAX_RACES {
-        let (anchor, origin) = (vault.read::<audit::Head>(&anchor_key).await?, vault.read::<audit::Origin>(&origin_key).await?);
+        let (anchor, origin) = (vault.read::<audit::Anchor>(&anchor_key).await?, vault.read::<audit::Origin>(&origin_key).await?);
         if anchor.is_some() || origin.is_some() {
             return Ok(audit::Known { anchor: anchor.map(|held| held.value), origin: origin.map(|held| held.value) });
         }
-        let (anchor, origin) = (vault.read::<audit::Head>(&left_anchor).await?, vault.read::<audit::Origin>(&left_origin).await?);
+        let (anchor, origin) = (vault.read::<audit::Anchor>(&left_anchor).await?, vault.read::<audit::Origin>(&left_origin).await?);
         // Without an origin it is the end of a log that lies somewhere: only who has a log can be the one.
         if origin.is_none() && (anchor.is_none() || !has_log(dir)) {
             return Ok(audit::Known::default());
@@ -46,6 +46,22 @@ pub(crate) async fn audit_known(vault: &Vault, host: HostId, dir: &Path) -> Resu
         }
     }
     Ok(audit::Known::default())
+}
+
+/// What the store knows of every Auth Service's log.
+pub(crate) async fn all_known(vault: &Vault) -> Result<audit::AllKnown, VaultError> {
+    let mut all = audit::AllKnown::new();
+    for (name, anchor) in vault.list::<audit::Anchor>(&vault::anchors_dir()?).await? {
+        if let Ok(host) = name.parse::<HostId>() {
+            all.entry(host).or_default().anchor = Some(anchor);
+        }
+    }
+    for (name, origin) in vault.list::<audit::Origin>(&vault::origins_dir()?).await? {
+        if let Ok(host) = name.parse::<HostId>() {
+            all.entry(host).or_default().origin = Some(origin);
+        }
+    }
+    Ok(all)
 }
 
 fn has_log(dir: &Path) -> bool {

@@ -20,9 +20,11 @@ mod invites;
 mod limits;
 mod login;
 pub mod metrics;
+mod migrations;
 mod mirror;
 pub mod password;
 mod presence;
+mod quarantine;
 mod recordings;
 mod seat;
 mod serve;
@@ -31,6 +33,7 @@ mod vault;
 mod windows;
 mod world;
 
+pub use audit::{Settings as AuditSettings, Shared as SharedAudit};
 pub use metrics::Metrics;
 pub use password::PasswordCost;
 pub use world::{AuthError, Config, Storage, World};
@@ -89,21 +92,29 @@ pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
     }
     let store = open_store(&config, &world).await?;
     let now = world.clock.now();
-    let cluster = birth::open(&store, &config, &world.version, now).await?;
+    seat::only_build(store.as_ref(), config.host_id, &world.version).await??;
+    let registry = match config.migrations.clone() {
+        Some(registry) => registry,
+        None => upgrade::migrate::registry().map_err(|bad| AuthError::Store(bad.to_string()))?,
+    };
+    let cluster = birth::open(&store, &registry, &config, &world.version, now).await?;
     let (metrics, group, base) = (Arc::new(Metrics::default()), Group::new("auth"), Group::new("auth's audit log and mirror"));
     let vault = vault::Vault::new(cluster.documents.clone());
+    let seats = vault::Vault::over(store.clone(), cluster.documents.clone());
     let known = instance::audit_known(&vault, config.host_id, &home.join("audit")).await?;
-    let audit = audit::Audit::open(
-        &home.join("audit"),
-        cluster.info.cluster_id,
+    let opening = audit::Opening {
+        dir: home.join("audit"),
+        cluster: cluster.info.cluster_id,
+        host: config.host_id,
+        name: config.node_name.to_string(),
         known,
-        world.clock.clone(),
-        &base,
-        metrics.clone(),
-        world.health.clone(),
-    )
-    .await?;
-    let mirror = mirror::Mirror::start(store.clone(), world.clock.clone(), &base, metrics.clone()).await?;
+        settings: config.audit.clone(),
+        clock: world.clock.clone(),
+        metrics: metrics.clone(),
+        health: world.health.clone(),
+    };
+    let audit = audit::Audit::open(opening, &base).await?;
+    let mirror = fill_mirror(cluster.documents.store(), &world, &base, &metrics).await?;
     let cost = config.password_cost;
     let hasher =
         tokio::task::spawn_blocking(move || password::Hasher::new(cost)).await.map_err(|error| AuthError::Serve(error.to_string()))??;
@@ -114,12 +125,16 @@ pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
         cluster_id: cluster.info.cluster_id,
         host_id: config.host_id,
         node_name: config.node_name.clone(),
+        store,
         documents: cluster.documents,
         vault,
+        seats,
+        migrations: migrations::Migrations::new(registry),
         authorities: cluster.authorities,
         mirror,
         audit,
         recordings: recordings::Recordings::new(&recordings, config.host_id),
+        peers: recordings::peers::Lines::default(),
         backups: Arc::new(tokio::sync::Semaphore::new(1)),
         hasher,
         gate: limits::Gate::logins(),
@@ -157,6 +172,13 @@ impl Auth {
     pub fn metrics(&self) -> Arc<Metrics> {
         self.core.metrics.clone()
     }
+    /// Waits until lists and rights here show everything that the store holds now.
+    pub async fn caught_up(&self) {
+        match self.core.documents.store().revision().await {
+            Ok(revision) => self.core.mirror.reached(revision).await,
+            Err(error) => tracing::warn!(%error, "the store does not say how far it is"),
+        }
+    }
     /// The pins of the host authority, for `--ca-pin`.
     pub fn ca_pins(&self) -> Vec<String> {
         self.core.authorities.pins()
@@ -180,11 +202,21 @@ impl Auth {
         }
     }
 
-    /// Moves the admission windows, behind the barrier: see [`upgrade::barrier`]. Waits for so long, at most two minutes.
+    /// Moves the admission windows, behind the barrier: see [`upgrade::barrier`]. Waits for so long, at most two minutes. For whoever
+    /// carries an upgrade out in this process; people come by the API, which records who it was.
     pub async fn move_windows(&self, wanted: &upgrade::barrier::Move, patience: Duration) -> Result<types::ControlRecord, Public> {
         match windows::move_windows(&self.core, wanted, patience).await {
             Ok(record) => Ok(record),
             Err(fault) => Err(self.core.fault("this process", None, "move_windows", fault).await),
+        }
+    }
+
+    /// Ends an upgrade to this binary's major: its formats are in use from now on, and only a backup leads back. Refused while a
+    /// migration is not flipped, or an older Auth Service may start. For whoever carries an upgrade out.
+    pub async fn finalize(&self) -> Result<types::ControlRecord, Public> {
+        match windows::finalize(&self.core).await {
+            Ok(record) => Ok(record),
+            Err(fault) => Err(self.core.fault("this process", None, "finalize", fault).await),
         }
     }
 
@@ -225,8 +257,14 @@ impl Auth {
             boot_id: holder.boot_id.clone(),
             started: core.now(),
         };
+        core.group.spawn("audit retention", core.audit.clone().keep_short(core.shutdown.clone()));
         core.group.spawn("seat", seat::keep(core.clone(), holder));
+        if !core.migrations.is_empty() {
+            core.group.spawn("migrations", migrations::carry(core.clone()));
+            core.group.spawn("how far migrations are", migrations::follow::run(core.clone()));
+        }
         core.group.spawn("presence", presence::keep_self(core.clone(), own));
+        core.group.spawn("where recordings lie", recordings::peers::keep(core.clone(), self.address.clone()));
         self.health.set("auth", Health::Ready);
         self.serving.serve(core.clone(), listener, core.shutdown.clone()).await;
         self.health.set("auth", Health::Degraded("stopped".into()));
@@ -235,7 +273,7 @@ impl Auth {
         core.group.join(LAST_DEADLINE).await;
         core.audit.close();
         note_head(core).await;
-        core.documents.store().close().await;
+        core.store.close().await;
         self.base.join(LAST_DEADLINE).await;
     }
 }
@@ -251,7 +289,7 @@ async fn housekeeping(core: Arc<Core>, mut own: serve::OwnCertificate, data_dir:
             _ = second.tick() => {}
         }
         beats = beats.wrapping_add(1);
-        if let Err(error) = core.documents.store().expire_due().await {
+        if let Err(error) = core.store.expire_due().await {
             tracing::warn!(%error, "what has lapsed could not be removed");
         }
         if beats.is_multiple_of(10) {
@@ -279,19 +317,35 @@ fn renewal_due(now: Time, since: Time) -> bool {
 /// Notes the audit log's end in the store, where whoever cuts the file cannot reach it.
 async fn note_head(core: &Core) {
     let Ok(key) = vault::own_anchor_key(core.host_id) else { return };
-    let head = core.audit.head();
+    let Some(anchor) = core.audit.anchor() else { return };
     let noted = async {
-        let held = core.vault.read::<audit::Head>(&key).await?;
-        if !core.audit.anchor_holds() || held.as_ref().is_some_and(|held| held.value.events >= head.events) {
+        let held = core.vault.read::<audit::Anchor>(&key).await?;
+        if held.as_ref().is_some_and(|held| held.value.covers(&anchor)) {
             return Ok(true);
         }
-        let batch = core.vault.batch().require(vault::unchanged(&key, held.as_ref())).put(key.clone(), vault::json(&head), None);
+        let batch = core.vault.batch().require(vault::unchanged(&key, held.as_ref())).put(key.clone(), vault::json(&anchor), None);
         core.vault.commit(batch).await
     };
     let done: Result<bool, vault::VaultError> = noted.await;
     if let Err(error) = done {
         tracing::warn!(%error, "the audit log's end could not be noted");
     }
+}
+
+/// The mirror. A migration that reaches another state at this moment makes it begin anew.
+async fn fill_mirror(
+    business: &Arc<dyn Store>,
+    world: &World,
+    base: &Group,
+    metrics: &Arc<Metrics>,
+) -> Result<mirror::Mirror, mirror::MirrorError> {
+    for _ in 0..3 {
+        match mirror::Mirror::start(business.clone(), world.clock.clone(), base, metrics.clone()).await {
+            Err(mirror::MirrorError::Watch(store::WatchError::Compacted { .. })) => {}
+            started => return started,
+        }
+    }
+    mirror::Mirror::start(business.clone(), world.clock.clone(), base, metrics.clone()).await
 }
 
 async fn open_store(config: &Config, world: &World) -> Result<Arc<dyn Store>, AuthError> {

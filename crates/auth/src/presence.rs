@@ -9,13 +9,10 @@ use crate::{
     core::{Call, Core, Fault, malformed},
     hosts,
     metrics::count,
-    seat,
+    quarantine, seat,
 };
 use rules::{Verb, documents::decide_write, presence};
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use store::documents::WriteError;
 use types::{
     Document, HostIdentity, Metadata, Resource, ResourceName, SystemRole, Time,
@@ -28,28 +25,35 @@ use wire::api as pb;
 /// How old the sentences may be.
 const FRESH: Duration = Duration::from_secs(30);
 
-/// The sentences of the moment.
+/// The sentences of the moment, and when they were made.
+type Made = Option<(Time, Arc<Vec<String>>)>;
+
+/// Made by one at a time, for whoever asks meanwhile too.
 #[derive(Default)]
-pub(crate) struct Notices(Mutex<Option<(Time, Arc<Vec<String>>)>>);
+pub(crate) struct Notices(tokio::sync::Mutex<Made>);
 
 impl Notices {
-    fn all(&self, core: &Core, now: Time) -> Arc<Vec<String>> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((_, lines)) = held.filter(|(made, _)| now.since(*made) < FRESH) {
-            return lines;
+    async fn all(&self, core: &Arc<Core>, now: Time) -> Arc<Vec<String>> {
+        let mut held = self.0.lock().await;
+        if let Some((_, lines)) = held.as_ref().filter(|(made, _)| now.since(*made) < FRESH) {
+            return lines.clone();
         }
-        let control = core.mirror.control();
-        let lines = match control.as_ref() {
-            None => Vec::new(),
-            Some(control) => {
-                let inventory = upgrade::inventory::summarise(&core.mirror.members(), control, now, presence::OFFLINE_AFTER);
-                inventory.alerts.into_iter().map(|alert| format!("{}; {}", alert.text, alert.cure)).collect()
-            }
-        };
+        // Every member is looked at: with a hundred thousand of them that takes a while, in which others are served.
+        let of = core.clone();
+        let lines = tokio::task::spawn_blocking(move || alerts(&of, now)).await.unwrap_or_default();
         let lines = Arc::new(lines);
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, lines.clone()));
+        *held = Some((now, lines.clone()));
         lines
     }
+}
+
+fn alerts(core: &Core, now: Time) -> Vec<String> {
+    let control = core.mirror.control();
+    let members = core.mirror.members();
+    core.metrics.quarantined.store(quarantine::count_now(&members), std::sync::atomic::Ordering::Relaxed);
+    let Some(control) = control.as_ref() else { return Vec::new() };
+    let inventory = upgrade::inventory::summarise(&members, control, now, presence::OFFLINE_AFTER);
+    inventory.alerts.into_iter().map(|alert| format!("{}; {}", alert.text, alert.cure)).collect()
 }
 
 /// Takes one heartbeat.
@@ -84,6 +88,7 @@ pub(crate) async fn heartbeat(call: Call, ask: pb::HeartbeatRequest) -> Result<p
     member.spec.version = call.peer.hello.parsed().ok_or_else(|| malformed("the version cannot be read"))?;
     member.spec.skips_version_check = call.peer.hello.skips_version_check;
     member.spec.last_seen = call.now;
+    quarantine::admitted(&mut member.spec, &call.peer.hello);
     core.register(&host.roles, &call.peer, member.spec.state == "draining")?;
     let lease = presence::lease_end(call.now);
     member.metadata.expires = Some(lease);
@@ -97,7 +102,7 @@ pub(crate) async fn heartbeat(call: Call, ask: pb::HeartbeatRequest) -> Result<p
     count(&core.metrics.heartbeats);
     let random = rand::random::<u32>();
     let interval = presence::interval(presence::HEARTBEAT, random).as_secs().max(1);
-    Ok(pb::HeartbeatReply { interval, notices: notices(&call, host, &member) })
+    Ok(pb::HeartbeatReply { interval, notices: notices(&call, host, &member).await })
 }
 
 async fn take_node(
@@ -135,11 +140,11 @@ async fn take_node(
 }
 
 /// Creates or replaces a member's own document: only its holder writes it, so a lost race is with its own older beat.
-async fn put(core: &Core, document: &Document) -> Result<(), Fault> {
+pub(crate) async fn put(core: &Core, document: &Document) -> Result<(), Fault> {
     let mut document = document.clone();
+    let known = core.mirror.get(&document.kind, &document.metadata.name);
+    document.metadata.revision = known.and_then(|entry| entry.document.metadata.revision.clone());
     for _ in 0..4 {
-        let known = core.mirror.get(&document.kind, &document.metadata.name);
-        document.metadata.revision = known.and_then(|entry| entry.document.metadata.revision.clone());
         let written = match &document.metadata.revision {
             Some(_) => core.documents.update(&document).await,
             None => core.documents.create(&document).await,
@@ -150,10 +155,9 @@ async fn put(core: &Core, document: &Document) -> Result<(), Fault> {
                 return Ok(());
             }
             Err(WriteError::Conflict(_) | WriteError::Exists(_) | WriteError::NotFound(_)) => {
-                // The mirror is behind; what the store has now is not older than this.
-                if let Ok(revision) = core.documents.store().revision().await {
-                    core.mirror.reached(revision).await;
-                }
+                // The mirror is behind.
+                let known = core.documents.get(&document.kind, &document.metadata.name).await?;
+                document.metadata.revision = known.and_then(|known| known.metadata.revision);
             }
             Err(error) => return Err(error.into()),
         }
@@ -176,9 +180,9 @@ fn check_metadata(metadata: &Metadata) -> Result<(), Fault> {
 }
 
 /// Alerts name hosts, so only the services that administrators run get them all; an agent hears of itself.
-fn notices(call: &Call, host: &HostIdentity, member: &Resource<Member>) -> Vec<String> {
+async fn notices(call: &Call, host: &HostIdentity, member: &Resource<Member>) -> Vec<String> {
     if host.roles.iter().any(|role| matches!(role, SystemRole::Auth | SystemRole::Proxy | SystemRole::Admin)) {
-        return call.core.notices.all(&call.core, call.now).as_ref().clone();
+        return call.core.notices.all(&call.core, call.now).await.as_ref().clone();
     }
     let (own, ours) = (member.spec.version.major(), call.core.version.major());
     if own >= ours {
@@ -210,7 +214,7 @@ pub(crate) async fn keep_self(core: Arc<Core>, own: Own) {
         if let Err(error) = put(&core, &own_member(&core, &own, state).to_document()).await {
             tracing::warn!(%error, "could not report as a member");
         }
-        let lines = core.notices.all(&core, core.now());
+        let lines = core.notices.all(&core, core.now()).await;
         // Said once, not each minute.
         if lines != told {
             lines.iter().for_each(|line| tracing::warn!("{line}"));
@@ -255,6 +259,7 @@ fn own_member(core: &Core, own: &Own, state: &str) -> Resource<Member> {
     member.spec.version = core.version.clone();
     member.spec.last_seen = core.now();
     member.spec.extra.insert(ADDRESS.into(), own.address.clone().into());
+    member.spec.extra.insert(Member::CONTENT.into(), wire::content::digest().into());
     member.spec.extra.insert("window_gen".into(), core.seat.acknowledged().into());
     state.clone_into(&mut member.spec.state);
     member.metadata.expires = Some(presence::lease_end(core.now()));

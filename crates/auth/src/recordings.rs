@@ -7,6 +7,8 @@
 //! acknowledged again, another of that session refused. Who may list and read is decided in `rules::documents`; here are
 //! only files, on blocking threads.
 
+pub(crate) mod peers;
+
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -15,8 +17,9 @@ use std::{
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
+use tokio::sync::watch;
 use types::{HostId, SessionId, Time, kind::Recording};
 use wire::recording::{BadRecording, Reader, What};
 
@@ -26,6 +29,8 @@ pub(crate) const MAX_RECORDING: u64 = 8 << 30;
 const CACHED: usize = 100_000;
 /// Locked by whoever puts a recording in place.
 const LOCK: &str = ".publishing";
+/// Holds the directory's own name.
+const NAME: &str = ".directory";
 /// Bytes read at once.
 pub(crate) const PIECE: usize = 256 * 1024;
 
@@ -63,6 +68,9 @@ pub(crate) struct Recordings {
     publishing: Arc<Mutex<()>>,
     /// The Auth Service that writes here, in the names of its uploads.
     owner: HostId,
+    name: Arc<OnceLock<uuid::Uuid>>,
+    /// How many recordings were here at the start, and those that came since.
+    held: Arc<watch::Sender<u64>>,
 }
 
 /// An upload in progress.
@@ -82,8 +90,11 @@ impl Recordings {
     /// Uses that directory, which must exist and may be shared with other Auth Services. Uploads that the last process of this
     /// one left behind go to rest.
     pub(crate) fn new(dir: &Path, owner: HostId) -> Self {
+        let mut held = 0u64;
         for path in fs::read_dir(dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())) {
-            let resting = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".up"));
+            let name = path.file_name().and_then(|name| name.to_str());
+            held = held.saturating_add(u64::from(name.is_some_and(|name| name.ends_with(".rec"))));
+            let resting = name.and_then(|name| name.strip_suffix(".up"));
             if let Some((stem, upload)) = resting.and_then(|name| name.rsplit_once('.'))
                 && upload.starts_with(&owner.to_string())
                 && let Err(error) = fs::rename(&path, path.with_file_name(format!("{stem}.part")))
@@ -91,7 +102,45 @@ impl Recordings {
                 tracing::warn!(file = %path.display(), %error, "an interrupted upload could not be put aside");
             }
         }
-        Self { dir: Arc::new(dir.to_owned()), cache: Arc::default(), publishing: Arc::default(), owner }
+        let held = Arc::new(watch::Sender::new(held));
+        Self { dir: Arc::new(dir.to_owned()), cache: Arc::default(), publishing: Arc::default(), owner, name: Arc::default(), held }
+    }
+
+    /// How many recordings are here, as far as this process knows.
+    pub(crate) fn held(&self) -> watch::Receiver<u64> {
+        self.held.subscribe()
+    }
+
+    /// The directory's name, by which those who share it know that they do: a random one, made by the first. Blocks.
+    pub(crate) fn directory(&self) -> Result<uuid::Uuid, RecordingError> {
+        if let Some(known) = self.name.get() {
+            return Ok(*known);
+        }
+        let _alone = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _shared = self.alone()?;
+        let path = self.dir.join(NAME);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let (fresh, made) = (self.dir.join(format!("{NAME}.new")), uuid::Uuid::new_v4().to_string());
+                let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
+                file.write_all(made.as_bytes())?;
+                file.sync_all()?;
+                fs::rename(&fresh, &path)?;
+                made
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let unreadable = |_| io::Error::other(format!("{} does not hold the directory's name", path.display()));
+        let name = text.trim().parse::<uuid::Uuid>().map_err(unreadable)?;
+        Ok(*self.name.get_or_init(|| name))
+    }
+
+    /// Keeps other processes that share the directory out, until the file is dropped.
+    fn alone(&self) -> io::Result<File> {
+        let shared = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.dir.join(LOCK))?;
+        shared.lock()?;
+        Ok(shared)
     }
 
     fn file(&self, session: SessionId) -> PathBuf {
@@ -244,6 +293,7 @@ impl Upload {
         self.file.sync_all()?;
         if self.publish(&recording)? {
             self.sink.remember(&recording);
+            self.sink.held.send_modify(|held| *held = held.saturating_add(1));
             return Ok(Some(recording));
         }
         let there = examine(&mut File::open(self.sink.file(self.session))?)?;
@@ -253,9 +303,7 @@ impl Upload {
     /// Puts it in place, unless another recording of the session is there.
     fn publish(&self, recording: &Recording) -> Result<bool, RecordingError> {
         let _alone = self.sink.publishing.lock().unwrap_or_else(PoisonError::into_inner);
-        let shared = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.sink.dir.join(LOCK))?;
-        // Ends with the file.
-        shared.lock()?;
+        let _shared = self.sink.alone()?;
         let place = self.sink.file(self.session);
         if place.exists() {
             return Ok(false);
@@ -338,132 +386,4 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use types::Extra;
-    use wire::recording::{End, Header, Writer};
-
-    fn ids() -> (SessionId, HostId) {
-        (
-            SessionId::from_uuid(uuid::Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001)),
-            HostId::from_uuid(uuid::Uuid::from_u128(9)),
-        )
-    }
-
-    fn recording(session: SessionId, host: HostId) -> (Vec<u8>, Vec<u8>) {
-        recording_of(session, host, 5000)
-    }
-
-    fn recording_of(session: SessionId, host: HostId, output: usize) -> (Vec<u8>, Vec<u8>) {
-        let description = Recording {
-            session,
-            user: "alice".into(),
-            login: "root".into(),
-            host_id: host,
-            hostname: "node1".into(),
-            kind: "shell".into(),
-            command: String::new(),
-            started: Time::from_unix(100),
-            ended: None,
-            size: 0,
-            extra: Extra::new(),
-        };
-        let header = Header { recording: description, width: 80, height: 24, term: "xterm".into(), extra: Extra::new() };
-        let mut writer = Writer::new();
-        let mut bytes = writer.encode(0, &What::Header(Box::new(header))).to_vec();
-        bytes.extend(writer.encode(10, &What::Output(Bytes::from(vec![b'x'; output]))));
-        bytes.extend(writer.encode(7000, &What::End(End { status: Some(0), signal: None })));
-        let digest = Sha256::digest(&bytes).to_vec();
-        (bytes, digest)
-    }
-
-    #[test]
-    fn an_upload_resumes_is_checked_and_may_be_repeated() {
-        let dir = tempfile::tempdir().unwrap();
-        let (sink, (session, host)) = (Recordings::new(dir.path(), HostId::from_uuid(uuid::Uuid::nil())), ids());
-        let (bytes, digest) = recording(session, host);
-        let mut upload = sink.upload(session, host, 0).unwrap();
-        upload.push(0, &bytes[..1000]).unwrap();
-        assert!(matches!(upload.push(0, b"x"), Err(RecordingError::Gap { asked: 0, have: 1000 })));
-        drop(upload);
-        assert!(!sink.has(session) && sink.list(10, |_| true).unwrap().is_empty());
-        assert!(matches!(sink.upload(session, host, 1001), Err(RecordingError::Gap { asked: 1001, have: 1000 })));
-        let mut upload = sink.upload(session, host, 900).unwrap();
-        upload.push(900, &bytes[900..]).unwrap();
-        let done = upload.finish(&digest).unwrap().unwrap();
-        assert_eq!((done.size, done.ended), (bytes.len() as u64, Some(Time::from_unix(107))));
-
-        let mut again = sink.upload(session, host, 0).unwrap();
-        again.push(0, &bytes).unwrap();
-        assert!(again.finish(&digest).unwrap().is_none());
-        // A restart finds it.
-        let sink = Recordings::new(dir.path(), HostId::from_uuid(uuid::Uuid::nil()));
-        assert_eq!(sink.list(10, |_| true).unwrap(), [done]);
-        assert_eq!(read_piece(&mut sink.open(session, 5).unwrap()).unwrap(), bytes[5..]);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "the recording, its description, the lock");
-    }
-
-    #[test]
-    fn two_uploads_of_one_recording_do_not_write_into_each_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let (sink, (session, host)) = (Recordings::new(dir.path(), HostId::from_uuid(uuid::Uuid::nil())), ids());
-        let (bytes, digest) = recording(session, host);
-        let (mut one, mut two) = (sink.upload(session, host, 0).unwrap(), sink.upload(session, host, 0).unwrap());
-        one.push(0, &bytes[..700]).unwrap();
-        two.push(0, &vec![0; 900]).unwrap();
-        one.push(700, &bytes[700..]).unwrap();
-        assert!(one.finish(&digest).unwrap().is_some());
-        assert!(two.finish(&digest).is_err());
-        // The same once more is fine, another is not, and the first stands.
-        let send = |bytes: &[u8]| {
-            let mut upload = sink.upload(session, host, 0).unwrap();
-            upload.push(0, bytes).unwrap();
-            upload.finish(&Sha256::digest(bytes))
-        };
-        assert!(send(&bytes).unwrap().is_none());
-        let (longer, _) = recording_of(session, host, 6000);
-        assert!(matches!(send(&longer), Err(RecordingError::Exists)));
-        assert_eq!(fs::read(dir.path().join(format!("{session}.rec"))).unwrap(), bytes);
-        assert_eq!(sink.describe(session).unwrap().size, bytes.len() as u64);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nothing else is left");
-    }
-
-    #[test]
-    fn an_upload_that_a_killed_process_left_goes_on() {
-        let dir = tempfile::tempdir().unwrap();
-        let (sink, (session, host)) = (Recordings::new(dir.path(), HostId::from_uuid(uuid::Uuid::nil())), ids());
-        let (bytes, digest) = recording(session, host);
-        let mut upload = sink.upload(session, host, 0).unwrap();
-        upload.push(0, &bytes[..1000]).unwrap();
-        std::mem::forget(upload);
-        let sink = Recordings::new(dir.path(), HostId::from_uuid(uuid::Uuid::nil()));
-        let mut upload = sink.upload(session, host, 1000).unwrap();
-        // Nobody else may go on where this one does.
-        assert!(matches!(sink.upload(session, host, 1000), Err(RecordingError::Gap { asked: 1000, have: 0 })));
-        upload.push(1000, &bytes[1000..]).unwrap();
-        assert!(upload.finish(&digest).unwrap().is_some());
-    }
-
-    #[test]
-    fn a_recording_that_is_not_what_it_says_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let (sink, (session, host)) = (Recordings::new(dir.path(), HostId::from_uuid(uuid::Uuid::nil())), ids());
-        let (bytes, digest) = recording(session, host);
-        let send = |session, host, bytes: &[u8], digest: &[u8]| {
-            let mut upload = sink.upload(session, host, 0).unwrap();
-            upload.push(0, bytes).unwrap();
-            upload.finish(digest)
-        };
-        assert!(matches!(send(session, host, &bytes, &[0; 32]), Err(RecordingError::Digest)));
-        let mut flipped = bytes.clone();
-        flipped[600] ^= 1;
-        assert!(matches!(send(session, host, &flipped, &digest), Err(RecordingError::Bad(BadRecording::Damaged(_)))));
-        assert!(matches!(send(session, HostId::from_uuid(uuid::Uuid::from_u128(10)), &bytes, &digest), Err(RecordingError::Disagrees)));
-        let other = SessionId::from_uuid(uuid::Uuid::from_u128(1));
-        assert!(matches!(send(other, host, &bytes, &digest), Err(RecordingError::Disagrees)));
-        assert!(matches!(send(session, host, b"GIF89a", &Sha256::digest(b"GIF89a")), Err(RecordingError::Bad(BadRecording::Foreign))));
-        assert!(matches!(send(session, host, b"", &Sha256::digest(b"")), Err(RecordingError::NoHeader)));
-        assert!(!sink.has(session));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing of them is kept");
-    }
-}
+mod tests;

@@ -24,7 +24,8 @@ use std::{
 };
 use store::{Condition, Key, WriterEpoch};
 use tokio::time::Instant;
-use types::{Code, Extra, HostId, Public, Version};
+use types::{Code, ControlRecord, Extra, HostId, Public, ResourceName, Version};
+use upgrade::Start;
 
 /// How long the store keeps a seat that is not renewed.
 pub(crate) const LEASE: Duration = Duration::from_secs(60);
@@ -44,6 +45,9 @@ pub(crate) struct Record {
     /// Of this run of the process: two that share a host id are a copied data directory.
     pub(crate) boot_id: String,
     pub(crate) acknowledged: u64,
+    /// What its build stores and speaks (`wire::content`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) content: Option<String>,
     #[serde(flatten)]
     pub(crate) extra: Extra,
 }
@@ -133,7 +137,7 @@ pub(crate) async fn keep(core: Arc<Core>, holder: Holder) {
     }
     core.seat.leave();
     if let Ok(key) = key(core.host_id)
-        && let Err(error) = core.vault.commit(core.vault.batch().delete(key)).await
+        && let Err(error) = core.seats.commit(core.seats.batch().delete(key)).await
     {
         tracing::info!(%error, "the seat of this Auth Service lapses by itself");
     }
@@ -143,14 +147,14 @@ pub(crate) async fn keep(core: Arc<Core>, holder: Holder) {
 /// windows of long ago. False when there is no seat for now.
 pub(crate) async fn take(core: &Core, holder: &Holder) -> Result<bool, VaultError> {
     let asked = Instant::now();
-    let Some(item) = core.documents.store().get(&Key::control()).await? else { return Ok(false) };
+    let Some(item) = core.store.get(&Key::control()).await? else { return Ok(false) };
     core.mirror.reached(item.revision).await;
     let control = core.mirror.control();
     let Some(control) = control.as_ref() else { return Ok(false) };
     if store::control::parse(&item.value).is_ok_and(|stored| stored.window_gen != control.window_gen) {
         return Ok(false);
     }
-    if let Err(refused) = upgrade::control::may_start(Some(control), &core.version) {
+    if let Err(refused) = inside(control, &core.version) {
         core.seat.leave();
         core.health.set("auth", Health::Degraded(refused.to_string()));
         if !core.seat.outside.swap(true, Ordering::AcqRel) {
@@ -166,6 +170,16 @@ pub(crate) async fn take(core: &Core, holder: &Holder) -> Result<bool, VaultErro
             core.health.set("auth", Health::Ready);
         }
     }
+    if core.seat.acknowledged() == 0
+        && let Err(other) = only_build(core.store.as_ref(), core.host_id, &core.version).await?
+    {
+        // It started in the same second as the other.
+        core.health.set("auth", Health::Degraded(other.to_string()));
+        if !core.seat.outside.swap(true, Ordering::AcqRel) {
+            tracing::error!("this Auth Service admits nobody: {other}");
+        }
+        return Ok(false);
+    }
     let key = key(core.host_id)?;
     let record = Record {
         name: core.node_name.to_string(),
@@ -173,9 +187,10 @@ pub(crate) async fn take(core: &Core, holder: &Holder) -> Result<bool, VaultErro
         version: core.version.clone(),
         boot_id: holder.boot_id.clone(),
         acknowledged: control.window_gen,
+        content: Some(wire::content::digest().to_owned()),
         extra: Extra::new(),
     };
-    if let Some(held) = core.vault.read::<Record>(&key).await?
+    if let Some(held) = core.seats.read::<Record>(&key).await?
         && held.value.boot_id != record.boot_id
         && core.seat.acknowledged() > 0
     {
@@ -183,27 +198,76 @@ pub(crate) async fn take(core: &Core, holder: &Holder) -> Result<bool, VaultErro
     }
     let ends = core.now().plus(LEASE);
     let unmoved = Condition::RevisionIs(Key::control(), item.revision);
-    if core.vault.commit(core.vault.batch().require(unmoved).put(key, vault::json(&record), Some(ends))).await? {
+    if core.seats.commit(core.seats.batch().require(unmoved).put(key, vault::json(&record), Some(ends))).await? {
         core.seat.took(asked, control.window_gen);
         return Ok(true);
     }
     Ok(false)
 }
 
+/// Refuses to sit beside another build of the same version (design 3.1): one of the two would store what the other cannot know.
+pub(crate) async fn only_build(store: &dyn store::Store, own: HostId, version: &Version) -> Result<Result<(), Public>, VaultError> {
+    let dir = dir()?;
+    for item in store::scan(store, &dir, &dir.prefix_end()).await? {
+        let Ok(seat) = serde_json::from_slice::<Record>(&item.value) else { continue };
+        let Some(theirs) = seat.content.as_deref().filter(|theirs| *theirs != wire::content::digest()) else { continue };
+        // Our own seat of before a restart says nothing of now.
+        if seat.version != *version || key(own)? == item.key {
+            continue;
+        }
+        let short = wire::content::short;
+        let message = format!(
+            "{} at {} serves this cluster as {version} too, and is another build of it: content {}, here {}",
+            seat.name,
+            seat.address,
+            short(theirs),
+            short(wire::content::digest())
+        );
+        let hint = format!("install one build of {version} everywhere; compare with: lockgate version");
+        return Ok(Err(Public::new(Code::VersionBuild, message).hint(hint)));
+    }
+    Ok(Ok(()))
+}
+
+/// Whether the windows admit this binary as an Auth Service now. Taking the cluster over is for a start, never for one that runs: it
+/// was admitted once, and was shut out again.
+fn inside(control: &ControlRecord, version: &Version) -> Result<(), Public> {
+    match upgrade::control::may_start(Some(control), version)? {
+        Start::Current | Start::Emulate => Ok(()),
+        Start::Adopt | Start::Birth => {
+            let message = format!("the window of auth does not admit major {}; this is {version}", version.major());
+            Err(Public::new(Code::VersionWindow, message).hint("see: tctl windows ls"))
+        }
+    }
+}
+
+/// Whether this Auth Service is the first by its id of those that sit with its major: does what one is enough for. A hint, no lock.
+pub(crate) async fn is_first(core: &Core) -> Result<bool, VaultError> {
+    let (dir, own) = (dir()?, key(core.host_id)?);
+    let items = store::scan(core.store.as_ref(), &dir, &dir.prefix_end()).await?;
+    let peer = |item: &&store::Item| {
+        serde_json::from_slice::<Record>(&item.value).is_ok_and(|record| record.version.major() == core.version.major())
+    };
+    Ok(items.iter().find(peer).is_some_and(|item| item.key == own))
+}
+
 /// Every seat that has not lapsed.
 pub(crate) async fn all(core: &Core) -> Result<Vec<upgrade::barrier::Seat>, VaultError> {
     let dir = dir()?;
-    let items = store::scan(core.documents.store().as_ref(), &dir, &dir.prefix_end()).await?;
+    let items = store::scan(core.store.as_ref(), &dir, &dir.prefix_end()).await?;
     let mut seats = Vec::new();
     for item in items {
         // A seat that cannot be read may be anything: it has acknowledged nothing.
         seats.push(match serde_json::from_slice::<Record>(&item.value) {
             Ok(record) => upgrade::barrier::Seat {
+                host: ResourceName::new(item.key.name()).ok(),
                 name: format!("{} at {}", record.name, record.address),
                 version: record.version,
                 acknowledged: record.acknowledged,
             },
-            Err(_) => upgrade::barrier::Seat { name: item.key.to_string(), version: Version::new(0, 0, 0), acknowledged: u64::MAX },
+            Err(_) => {
+                upgrade::barrier::Seat { host: None, name: item.key.to_string(), version: Version::new(0, 0, 0), acknowledged: u64::MAX }
+            }
         });
     }
     Ok(seats)
@@ -212,7 +276,7 @@ pub(crate) async fn all(core: &Core) -> Result<Vec<upgrade::barrier::Seat>, Vaul
 /// Whether the process with that host id serves as an Auth Service now.
 pub(crate) async fn is_taken(core: &Core, host: HostId) -> bool {
     match key(host) {
-        Ok(key) => core.vault.read::<Record>(&key).await.is_ok_and(|held| held.is_some()),
+        Ok(key) => core.seats.read::<Record>(&key).await.is_ok_and(|held| held.is_some()),
         Err(_) => false,
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     },
     core::{Core, by},
     metrics::count,
+    quarantine,
     world::AuthError,
 };
 use net::{
@@ -31,6 +32,8 @@ use wire::{api::MAX_MESSAGE, api::auth_server::AuthServer, hello::Hello};
 
 /// How long a peer without a certificate may keep its connection.
 const STRANGER: Duration = Duration::from_secs(60);
+/// A certificate in use for so long is replaced by a new one.
+pub(crate) const RENEW_AFTER: Duration = Duration::from_secs(HOST_LIFE.as_secs() / 2);
 const STRANGER_BUFFER: usize = 64 * 1024;
 /// Accepted connections that wait for the gRPC server.
 const WAITING: usize = 256;
@@ -81,18 +84,10 @@ impl OwnCertificate {
 
 impl Serving {
     pub(crate) fn new(core: &Core, names: &[String], limits: Limits) -> Result<Self, AuthError> {
-        let identity = HostIdentity {
-            cluster: core.cluster.clone(),
-            id: core.host_id,
-            name: core.node_name.clone(),
-            roles: [SystemRole::Auth].into(),
-            extra: types::Extra::new(),
-        };
+        let identity = own_identity(core);
         let names = HostNames::read(names.iter().map(String::as_str)).map_err(|error| AuthError::Authorities(error.to_string()))?;
         let own = OwnCertificate::new(core, &identity, names)?;
-        let trusted =
-            Authorities::new(core.cluster.clone(), &roots(&core.authorities.user_public)?, &roots(&core.authorities.host_public)?)?;
-        let authorities = Swap::new(trusted);
+        let authorities = Swap::new(trusted(core)?);
         let config = tls::server_config(
             Certificates::current(own.current.clone()),
             ClientAuth::Optional,
@@ -133,6 +128,26 @@ impl Serving {
     }
 }
 
+fn own_identity(core: &Core) -> HostIdentity {
+    HostIdentity {
+        cluster: core.cluster.clone(),
+        id: core.host_id,
+        name: core.node_name.clone(),
+        roles: [SystemRole::Auth].into(),
+        extra: types::Extra::new(),
+    }
+}
+
+/// What this Auth Service shows when it calls another; good for [`HOST_LIFE`].
+pub(crate) fn calling(core: &Core) -> Result<TlsIdentity, AuthError> {
+    OwnCertificate::make(core, &own_identity(core), &HostNames::default())
+}
+
+/// The cluster's authorities.
+pub(crate) fn trusted(core: &Core) -> Result<Authorities, TlsError> {
+    Authorities::new(core.cluster.clone(), &roots(&core.authorities.user_public)?, &roots(&core.authorities.host_public)?)
+}
+
 fn roots(authority: &CertAuthority) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let mut all = Vec::new();
     for key in &authority.keys {
@@ -164,7 +179,8 @@ impl Door {
             }
         };
         let ours = Hello::ours(&self.core.version, "auth");
-        let hello = match net::hello::server(&mut accepted.stream, &ours, Direction::ServerFirst, net::hello::DEADLINE).await {
+        let direction = direction(accepted.identity.as_ref());
+        let hello = match net::hello::server(&mut accepted.stream, &ours, direction, net::hello::DEADLINE).await {
             Ok(hello) => hello,
             Err(error) => return self.refused(addr, accepted.identity.as_ref(), error).await,
         };
@@ -199,6 +215,7 @@ impl Door {
             event.with("role", role.as_str()).with("error", public.to_string()).with("server_version", self.core.version.to_string());
         let event = by(event, identity);
         self.core.record_refusal(&format!("version {} {version} {role}", addr.ip()), event).await;
+        quarantine::refused(&self.core, identity, peer.as_deref(), public).await;
     }
 
     async fn skipping(&self, addr: std::net::SocketAddr, identity: Option<&types::Identity>, hello: &Hello) {
@@ -207,6 +224,14 @@ impl Door {
         let event = event.with("role", shown(&hello.role)).with("server_version", self.core.version.to_string());
         let event = by(event, identity);
         self.core.record_refusal(&format!("skip {} {who} {}", addr.ip(), shown(&hello.version)), event).await;
+    }
+}
+
+/// Auth Services call each other while some are newer than others; everybody else is upgraded after them.
+fn direction(identity: Option<&types::Identity>) -> Direction {
+    match identity {
+        Some(types::Identity::Host(host)) if host.roles.contains(&SystemRole::Auth) => Direction::CallerSpeaksOlder,
+        Some(types::Identity::Host(_) | types::Identity::User(_)) | None => Direction::ServerFirst,
     }
 }
 

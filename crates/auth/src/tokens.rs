@@ -62,16 +62,17 @@ fn roles(texts: &[String]) -> Result<BTreeSet<SystemRole>, Fault> {
     let roles: BTreeSet<SystemRole> = texts.iter().map(|text| text.parse().unwrap_or(SystemRole::Other(text.clone()))).collect();
     for role in &roles {
         match role {
-            SystemRole::Proxy | SystemRole::Node | SystemRole::Db => {}
-            SystemRole::Auth | SystemRole::Admin | SystemRole::Other(_) => {
+            SystemRole::Proxy | SystemRole::Node => {}
+            // No release has a Database Service yet.
+            SystemRole::Db | SystemRole::Auth | SystemRole::Admin | SystemRole::Other(_) => {
                 return Err(malformed(format!(
-                    "no token is for the role \"{}\"; roles are node, proxy and db",
+                    "no token is for the role \"{}\"; roles are node and proxy",
                     crate::login::shown(role.as_str())
                 )));
             }
         }
     }
-    if roles.is_empty() { Err(malformed("a token needs a role: node, proxy or db")) } else { Ok(roles) }
+    if roles.is_empty() { Err(malformed("a token needs a role: node or proxy")) } else { Ok(roles) }
 }
 
 fn joined(roles: &BTreeSet<SystemRole>) -> String {

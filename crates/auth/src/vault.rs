@@ -4,8 +4,8 @@
 //! Every write is conditional on what was read, and fenced like a document's.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::collections::BTreeMap;
-use store::{Batch, CommitError, Condition, Documents, Key, StoreError};
+use std::{collections::BTreeMap, sync::Arc};
+use store::{Batch, CommitError, Condition, Documents, Key, Store, StoreError};
 use types::{Extra, HostId, Time, UserName};
 
 /// Why a secret record could not be read or written.
@@ -60,11 +60,12 @@ pub(crate) struct Invite {
 }
 
 /// What there is under `internal/`. A backup carries all of it; the tests compare this list with the sources and with a backup.
-pub const FAMILIES: &[&str] = &["account", "attempts", "audit", "auth", "ca", "host", "invite", "name"];
+pub const FAMILIES: &[&str] = &["account", "attempts", "audit", "auth", "backup", "ca", "host", "invite", "name", "recordings"];
 
 /// Access to the internal keys.
 #[derive(Clone)]
 pub(crate) struct Vault {
+    store: Arc<dyn Store>,
     documents: Documents,
 }
 
@@ -103,6 +104,14 @@ pub(crate) fn origin_key() -> Result<Key, store::BadKey> {
 pub(crate) fn own_anchor_key(host: HostId) -> Result<Key, store::BadKey> {
     Key::new(["internal", "audit", "anchor", &host.to_string()])
 }
+/// The ends of all Auth Services' logs.
+pub(crate) fn anchors_dir() -> Result<Key, store::BadKey> {
+    Key::dir(["internal", "audit", "anchor"])
+}
+/// The beginnings of those that continue another.
+pub(crate) fn origins_dir() -> Result<Key, store::BadKey> {
+    Key::dir(["internal", "audit", "origin"])
+}
 /// Where this Auth Service's own audit log begins, when it continues another.
 pub(crate) fn own_origin_key(host: HostId) -> Result<Key, store::BadKey> {
     Key::new(["internal", "audit", "origin", &host.to_string()])
@@ -111,13 +120,28 @@ pub(crate) fn own_origin_key(host: HostId) -> Result<Key, store::BadKey> {
 impl Vault {
     /// Writes as the same writer as those documents.
     pub(crate) fn new(documents: Documents) -> Self {
-        Self { documents }
+        Self::over(documents.store().clone(), documents)
+    }
+
+    /// As that writer, in that store: for what no migration may come between.
+    pub(crate) fn over(store: Arc<dyn Store>, documents: Documents) -> Self {
+        Self { store, documents }
     }
 
     pub(crate) async fn read<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<Held<T>>, VaultError> {
-        let Some(item) = self.documents.store().get(key).await? else { return Ok(None) };
+        let Some(item) = self.store.get(key).await? else { return Ok(None) };
         let value = serde_json::from_slice(&item.value).map_err(|_| VaultError::Unreadable(key.clone()))?;
         Ok(Some(Held { value, revision: item.revision, expires: item.expires }))
+    }
+
+    /// What lies directly in a directory, by the last part of its key.
+    pub(crate) async fn list<T: DeserializeOwned>(&self, dir: &Key) -> Result<Vec<(String, T)>, VaultError> {
+        let items = store::scan(self.store.as_ref(), dir, &dir.prefix_end()).await?;
+        let read = |item: store::Item| {
+            let name = String::from_utf8_lossy(item.key.as_bytes().get(dir.as_bytes().len()..).unwrap_or_default()).into_owned();
+            serde_json::from_slice(&item.value).map(|value| (name, value)).map_err(|_| VaultError::Unreadable(item.key))
+        };
+        items.into_iter().map(read).collect()
     }
 
     pub(crate) fn batch(&self) -> Batch {
@@ -126,7 +150,7 @@ impl Vault {
 
     /// `Ok(false)`: a condition did not hold, nothing was written.
     pub(crate) async fn commit(&self, batch: Batch) -> Result<bool, VaultError> {
-        match self.documents.store().commit(batch).await {
+        match self.store.commit(batch).await {
             Ok(_) => Ok(true),
             Err(CommitError::Conflict { .. }) => Ok(false),
             Err(error) => Err(error.into()),
@@ -136,7 +160,7 @@ impl Vault {
     /// Invitations of that user, by key.
     pub(crate) async fn invites_of(&self, user: &UserName) -> Result<Vec<Key>, VaultError> {
         let dir = Key::dir(["internal", "invite"])?;
-        let items = store::scan(self.documents.store().as_ref(), &dir, &dir.prefix_end()).await?;
+        let items = store::scan(self.store.as_ref(), &dir, &dir.prefix_end()).await?;
         let of_user = |item: &store::Item| serde_json::from_slice::<Invite>(&item.value).is_ok_and(|invite| invite.user == *user);
         Ok(items.into_iter().filter(of_user).map(|item| item.key).collect())
     }

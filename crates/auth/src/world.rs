@@ -1,6 +1,13 @@
 //! What an Auth Service is made from: its settings, the world around it, and why it may not be made.
 
-use crate::{audit::AuditError, ca::CaError, mirror::MirrorError, password::HashError, password::PasswordCost, vault::VaultError};
+use crate::{
+    audit::{AuditError, SinkError},
+    ca::CaError,
+    mirror::MirrorError,
+    password::HashError,
+    password::PasswordCost,
+    vault::VaultError,
+};
 use net::{clock::SharedClock, health::Board, listen::Limits};
 use std::{collections::BTreeSet, io, net::SocketAddr, path::PathBuf, sync::Arc};
 use store::Store;
@@ -33,8 +40,12 @@ pub struct Config {
     pub backup: Option<crate::backup::Schedule>,
     /// Where recordings are kept. Default: `<data_dir>/auth/recordings`. Several Auth Services of a cluster name one shared directory.
     pub recordings_dir: Option<PathBuf>,
+    /// How the audit log is kept. Default: in files, for ever.
+    pub audit: crate::AuditSettings,
     /// `host:port` by which others reach this Auth Service, for the inventory. Default: where it listens.
     pub public_addr: Option<String>,
+    /// The migrations that this binary knows. Default: those of this release.
+    pub migrations: Option<upgrade::migrate::Registry>,
 }
 
 impl Config {
@@ -55,7 +66,9 @@ impl Config {
             limits: Limits::default(),
             backup: None,
             recordings_dir: None,
+            audit: crate::AuditSettings::default(),
             public_addr: None,
+            migrations: None,
         }
     }
 }
@@ -156,7 +169,12 @@ impl From<MirrorError> for AuthError {
 }
 impl From<AuditError> for AuthError {
     fn from(error: AuditError) -> Self {
-        Self::Audit(error.to_string())
+        match error {
+            AuditError::Settings(_) | AuditError::Sink(SinkError::Refused { .. }) => {
+                Self::Refused(Public::new(Code::Config, error.to_string()).hint("see auth_service.audit in docs/audit.md"))
+            }
+            other => Self::Audit(other.to_string()),
+        }
     }
 }
 impl From<HashError> for AuthError {

@@ -25,7 +25,7 @@ pub use error::{Part, ReadError, WriteError};
 pub use format::{CHUNK, FORMAT, MAX_CHUNK, MAX_HEADER, MAX_KEY, MAX_KINDS, MAX_RECIPIENTS, MAX_VALUE, OPTIONAL};
 pub use header::{AuditPosition, BackupId, Head, Lock, Manifest, Origin};
 pub use keys::{BadAgeKey, Entropy, PrivateKey, Recipient};
-pub use read::{Checked, Records, Verified, check, inspect, verify};
+pub use read::{Checked, Records, Verified, check, inspect, verify, verify_each};
 pub use record::{BadRecord, Record, Summary, Tally};
 pub use sign::{BadFingerprint, Fingerprint, SeedSigner, SignError, Signer, SignerKey, Trust};
 pub use write::{Writer, Written};

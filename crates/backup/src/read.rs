@@ -39,7 +39,18 @@ pub fn check(source: impl Read, trust: &Trust) -> Result<Checked, ReadError> {
 }
 
 /// Proves everything, and counts. Nothing of it is handed out before this has ended well.
-pub fn verify<R: Read + Seek>(mut source: R, unlock: &Unlock, trust: &Trust) -> Result<Verified<R>, ReadError> {
+pub fn verify<R: Read + Seek>(source: R, unlock: &Unlock, trust: &Trust) -> Result<Verified<R>, ReadError> {
+    verify_each(source, unlock, trust, &mut |_, _| {})
+}
+
+/// The same, and shows key and value of each record on the way, when its own chunk was proven and the whole file was not. To look at, as
+/// a check that comes for the price of this pass: what is concluded counts only once this has ended well.
+pub fn verify_each<R: Read + Seek>(
+    mut source: R,
+    unlock: &Unlock,
+    trust: &Trust,
+    look: &mut dyn FnMut(&[u8], &[u8]),
+) -> Result<Verified<R>, ReadError> {
     let start = source.stream_position().map_err(ReadError::Io)?;
     let mut walk = Walk::open(source, trust)?;
     let key = crypt::unlock(&walk.front.encryption, unlock, &walk.front.head.id)?;
@@ -54,6 +65,7 @@ pub fn verify<R: Read + Seek>(mut source: R, unlock: &Unlock, trust: &Trust) -> 
                 while !rest.is_empty() {
                     let taken = record::take(rest).map_err(|bad| ReadError::malformed(part, bad))?;
                     tally.add(taken.key, taken.value).map_err(|bad| ReadError::malformed(part, bad))?;
+                    look(taken.key, taken.value);
                     rest = taken.rest;
                 }
             }

@@ -135,17 +135,17 @@ impl Core {
         progress: Arc<crate::backup::Progress>,
     ) -> Result<Made<W>, MakeError> {
         let head = self.audit.head();
-        let audit = head.events.checked_sub(1).map(|index| AuditPosition { index, hash: head.hash_text() });
+        let audit = head.events.checked_sub(1).map(|index| AuditPosition { index, hash: head.hash.to_string() });
         let signer = self.authorities.backup_signer().map_err(|error| backup::WriteError::Sign(backup::SignError(error.to_string())))?;
         let origin =
             Origin { cluster: self.cluster.clone(), cluster_id: self.cluster_id, product: self.version.clone(), created: self.now() };
-        let source = Source { store: self.documents.store().clone(), origin, audit, signer: Box::new(signer) };
+        let source = Source { store: self.store.clone(), origin, audit, signer: Box::new(signer) };
         make(source, protection, sink, progress).await
     }
 
     /// Records that the cluster goes on from a backup: the first Auth Service that starts on it does, once.
     pub(crate) async fn record_restore(&self) {
-        let store = self.documents.store();
+        let store = &self.store;
         let Ok(Some(was)) = store::control::read(store.as_ref()).await else { return };
         let mut next = was.record.clone();
         let noted = next.backup.as_mut().and_then(|noted| noted.get_mut("restored")).and_then(serde_json::Value::as_object_mut);
@@ -165,7 +165,7 @@ impl Core {
 
     /// Notes in the control record that there is a backup. What cannot be noted is no reason to do without the backup.
     pub(crate) async fn note_backup(&self, written: &Written, revision: u64) {
-        let store = self.documents.store();
+        let store = &self.store;
         for _ in 0..8 {
             let was = match store::control::read(store.as_ref()).await {
                 Ok(Some(was)) => was,

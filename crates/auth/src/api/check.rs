@@ -17,6 +17,9 @@ use types::{
     role::Role,
 };
 
+/// Users named in one sentence.
+const MAX_NAMED: usize = 10;
+
 pub(super) fn new_document(call: &Call, document: &Document) -> Result<(), Fault> {
     match KINDS.iter().find(|(kind, _)| *kind == document.kind) {
         None => return Err(malformed(format!("\"{}\" is no kind of document here; kinds are {}", shown(&document.kind), writable()))),
@@ -41,6 +44,28 @@ pub(super) fn changed_document(call: &Call, document: &Document) -> Result<(), F
 /// What no right lets anybody delete.
 pub(super) fn deleted_document(kind: &str) -> Result<(), Fault> {
     if kind == ClusterInfo::KIND || kind == CertAuthority::KIND || kind == AuthPreference::KIND { Err(by_hand(kind)) } else { Ok(()) }
+}
+
+/// A role that somebody has is not deleted: it would end his sessions without a word to whoever deletes it.
+pub(super) fn unused(call: &Call, kind: &str, name: &ResourceName) -> Result<(), Fault> {
+    if kind != Role::KIND {
+        return Ok(());
+    }
+    let holders: Vec<String> = call
+        .core
+        .mirror
+        .all::<User>()
+        .into_iter()
+        .filter(|user| user.spec.roles.contains(name))
+        .map(|user| user.name().to_string())
+        .collect();
+    let Some(first) = holders.first() else { return Ok(()) };
+    let shown = holders.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join(", ");
+    let more = holders.len().saturating_sub(MAX_NAMED);
+    let names = if more > 0 { format!("{shown} and {more} more") } else { shown };
+    Err(Public::new(Code::Conflict, format!("role/{name} is in use: users with it are {names}"))
+        .hint(format!("give them other roles first: tctl users update {first} --set-roles=<roles>"))
+        .into())
 }
 
 fn by_hand(kind: &str) -> Fault {

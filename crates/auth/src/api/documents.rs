@@ -117,6 +117,7 @@ pub(crate) async fn delete(call: Call, ask: pb::DeleteRequest) -> Result<pb::Emp
     let name = ResourceName::new(&ask.name)?;
     let permit = decide_write(call.caller()?, &ask.kind, Verb::Delete, &name)?;
     check::deleted_document(&ask.kind)?;
+    check::unused(&call, &ask.kind, &name)?;
     let revision = (!ask.revision.is_empty()).then(|| Revision(ask.revision.clone()));
     let deleted = call.core.documents.delete(&ask.kind, &name, revision.as_ref()).await;
     match deleted {

@@ -4,19 +4,27 @@
 //! Service can know (logins, certificates, changes of documents) is refused from anybody else.
 
 use crate::{
-    audit::Query,
+    audit::{ChainVerdict, Query, Row},
     core::{Call, Fault, malformed},
+    instance,
     presence::ADDRESS,
 };
+use bytes::Bytes;
 use rules::{
     Verb,
     documents::{Scope, decide_read, decide_write},
 };
-use types::{Event, EventKind, ResourceName, SystemRole, Time};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use types::{Code, Event, EventKind, Public, ResourceName, SystemRole, Time};
 use wire::api as pb;
 
 /// Events in one call.
 const MAX_EVENTS: usize = 1000;
+/// A reader that takes nothing for so long has gone.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn emit(call: Call, ask: pb::EmitEventsRequest) -> Result<pb::Empty, Fault> {
     let caller = call.caller()?;
@@ -70,6 +78,15 @@ fn only_ours(kind: EventKind) -> bool {
         | EventKind::ResourceUpdate
         | EventKind::ResourceDelete
         | EventKind::AuthStart
+        | EventKind::AuditTrim
+        | EventKind::AuditExport
+        | EventKind::WindowMove
+        | EventKind::WindowRefused
+        | EventKind::MemberEvict
+        | EventKind::MigrationMove
+        | EventKind::MigrationTurn
+        | EventKind::MigrationRepair
+        | EventKind::Finalize
         | EventKind::BackupCreate
         | EventKind::BackupFailed
         | EventKind::BackupRestore => true,
@@ -104,39 +121,100 @@ pub(super) fn time(text: &str) -> Result<Option<Time>, Fault> {
 
 pub(crate) async fn search(call: Call, ask: pb::SearchEventsRequest) -> Result<pb::SearchEventsReply, Fault> {
     may_read(&call)?;
-    let page = if ask.page.is_empty() { None } else { Some(ask.page.parse().map_err(|_| malformed("the page token cannot be read"))?) };
     let query = Query {
         from: time(&ask.from)?,
         to: time(&ask.to)?,
-        names: ask.names.into_iter().take(100).collect(),
+        kinds: ask.names.into_iter().take(100).collect(),
         user: ask.user,
+        session: ask.session,
         limit: usize::try_from(ask.limit).unwrap_or(usize::MAX),
-        page,
+        page: if ask.page.is_empty() { None } else { Some(ask.page.parse().map_err(malformed)?) },
         oldest_first: ask.oldest_first,
     };
-    let found = call.core.audit.search(query).await?;
-    let events = found.events.iter().map(|event| serde_json::to_vec(event).unwrap_or_default().into()).collect();
-    Ok(pb::SearchEventsReply { events, next_page: found.next.map(|index| index.to_string()).unwrap_or_default() })
+    let (found, lacks) = call.core.audit.search(&query).await?;
+    let events = found.rows.iter().filter_map(Row::shown).map(|event| serde_json::to_vec(&event).unwrap_or_default().into()).collect();
+    let next_page = found.next.map(|next| next.to_string()).unwrap_or_default();
+    Ok(pb::SearchEventsReply { events, next_page, note: lacks.unwrap_or_else(|| others(&call)) })
 }
 
 pub(crate) async fn verify(call: Call, _ask: pb::Empty) -> Result<pb::VerifyAuditReply, Fault> {
     may_read(&call)?;
-    let verdict = call.core.audit.verify().await?;
-    if let Some(fault) = &verdict.fault {
+    let known = instance::all_known(&call.core.vault).await?;
+    let verdict = call.core.audit.verify(&known).await?;
+    let fault = verdict.fault();
+    if let Some(fault) = &fault {
         tracing::error!(fault, "the audit log's hash chain does not hold");
     }
+    let own = verdict.chains.first();
+    let note = [verdict.note(), others(&call)].into_iter().filter(|note| !note.is_empty()).collect::<Vec<_>>().join("; ");
     Ok(pb::VerifyAuditReply {
-        intact: verdict.fault.is_none(),
-        events: verdict.events,
-        head: verdict.head,
-        fault: verdict.fault.unwrap_or_default(),
-        note: [verdict.note, others(&call)].into_iter().filter(|note| !note.is_empty()).collect::<Vec<_>>().join("; "),
+        intact: fault.is_none(),
+        events: own.map_or(0, |own| own.end.events),
+        head: own.map(|own| own.end.hash.to_string()).unwrap_or_default(),
+        fault: fault.unwrap_or_default(),
+        note,
+        chains: verdict.chains.into_iter().map(shown).collect(),
     })
+}
+
+fn shown(verdict: ChainVerdict) -> pb::ChainVerdict {
+    pb::ChainVerdict {
+        instance: verdict.chain.to_string(),
+        name: verdict.name,
+        sink: verdict.sink.into(),
+        begin: verdict.begin,
+        events: verdict.end.events,
+        head: verdict.end.hash.to_string(),
+        fault: verdict.fault.unwrap_or_default(),
+        note: verdict.note,
+    }
+}
+
+pub(crate) type ExportStream = ReceiverStream<Result<pb::ExportChunk, Status>>;
+
+/// Recorded before the first line leaves: whoever has an export has everything that happened.
+pub(crate) async fn export(call: Call, ask: pb::ExportEventsRequest) -> Result<ExportStream, Fault> {
+    may_read(&call)?;
+    let (from, to) = (time(&ask.from)?, time(&ask.to)?);
+    let event = call.event(EventKind::AuditExport).with("from", ask.from.as_str()).with("to", ask.to.as_str());
+    call.core.audit.record(event).await?;
+    let (sender, receiver) = mpsc::channel(4);
+    let work = call.clone();
+    call.core.group.spawn("audit export", async move {
+        let (lines, mut made) = mpsc::channel(2);
+        let exporting = async move { work.core.audit.export(from, to, &lines).await };
+        let sending = async {
+            while let Some(lines) = made.recv().await {
+                if !hand_over(&sender, Ok(pb::ExportChunk { lines, done: Bytes::new() })).await {
+                    // Dropping the receiver ends the reading, too.
+                    return;
+                }
+            }
+        };
+        let (done, ()) = tokio::join!(exporting, sending);
+        let last = match done {
+            Ok(done) => Ok(pb::ExportChunk { lines: Bytes::new(), done: serde_json::to_vec(&done).unwrap_or_default().into() }),
+            Err(error) => {
+                tracing::warn!(%error, "an export of the audit log broke off");
+                Err(pb::to_status(&Public::new(Code::Unavailable, format!("the audit log could not be read: {error}"))))
+            }
+        };
+        hand_over(&sender, last).await;
+    });
+    Ok(ReceiverStream::new(receiver))
+}
+
+/// Whether somebody took it.
+async fn hand_over(sender: &mpsc::Sender<Result<pb::ExportChunk, Status>>, piece: Result<pb::ExportChunk, Status>) -> bool {
+    matches!(tokio::time::timeout(PATIENCE, sender.send(piece)).await, Ok(Ok(())))
 }
 
 /// Which other Auth Services have logs of their own; empty when there are none.
 fn others(call: &Call) -> String {
     let core = &call.core;
+    if core.audit.is_shared() {
+        return String::new();
+    }
     let others = core.mirror.members().into_iter().filter(|member| member.spec.roles.contains(&SystemRole::Auth));
     let others: Vec<String> = others
         .filter(|member| *member.name() != ResourceName::from(&core.host_id))

@@ -2,7 +2,7 @@
 //!
 //! A handler is an `async fn(Call, Message) -> Result<Reply, Fault>` that decides with `rules` before it acts. It runs in
 //! its own task: a client that hangs up does not stop it between a write and its audit event. Handlers by subject:
-//! [`documents`], [`watch`], [`certs`], [`events`], [`recordings`], `backup`; logins, invitations, tokens and heartbeats are flows
+//! [`documents`], [`watch`], [`certs`], [`events`], [`recordings`], `backup`, `upgrade`; logins, invitations, tokens and heartbeats are flows
 //! of their own at the crate's root.
 
 pub(crate) mod backup;
@@ -11,13 +11,14 @@ mod check;
 mod documents;
 mod events;
 mod recordings;
+mod upgrade;
 mod watch;
 
 use crate::{
     core::{Call, Core, Fault},
     invites, login,
     metrics::count,
-    presence, tokens,
+    presence, quarantine, tokens,
 };
 use net::grpc::Peer;
 use std::{future::Future, sync::Arc, time::Duration};
@@ -108,7 +109,9 @@ type Answer<T> = Result<Response<T>, Status>;
 impl auth_server::Auth for Service {
     type WatchStream = watch::Stream;
     type ReadRecordingStream = recordings::ReadStream;
+    type ReadOwnRecordingStream = recordings::ReadStream;
     type CreateBackupStream = backup::Stream;
+    type ExportEventsStream = events::ExportStream;
 
     async fn ping(&self, request: Request<pb::PingRequest>) -> Answer<pb::PingReply> {
         self.answer("Ping", request, DEADLINE, ping).await
@@ -161,8 +164,32 @@ impl auth_server::Auth for Service {
     async fn create_backup(&self, request: Request<pb::CreateBackupRequest>) -> Answer<Self::CreateBackupStream> {
         self.answer("CreateBackup", request, DEADLINE, backup::create).await
     }
+    async fn get_windows(&self, request: Request<pb::Empty>) -> Answer<pb::WindowsReply> {
+        self.answer("GetWindows", request, DEADLINE, upgrade::get_windows).await
+    }
+    async fn move_window(&self, request: Request<pb::MoveWindowRequest>) -> Answer<pb::WindowsReply> {
+        self.answer("MoveWindow", request, DEADLINE, upgrade::move_window).await
+    }
+    async fn evict_member(&self, request: Request<pb::EvictMemberRequest>) -> Answer<pb::WindowsReply> {
+        self.answer("EvictMember", request, DEADLINE, upgrade::evict_member).await
+    }
+    async fn list_migrations(&self, request: Request<pb::Empty>) -> Answer<pb::ListMigrationsReply> {
+        self.answer("ListMigrations", request, DEADLINE, upgrade::list_migrations).await
+    }
+    async fn list_bad_rows(&self, request: Request<pb::ListBadRowsRequest>) -> Answer<pb::ListBadRowsReply> {
+        self.answer("ListBadRows", request, DEADLINE, upgrade::list_bad_rows).await
+    }
+    async fn repair_row(&self, request: Request<pb::RepairRowRequest>) -> Answer<pb::Empty> {
+        self.answer("RepairRow", request, DEADLINE, upgrade::repair_row).await
+    }
+    async fn turn_migration(&self, request: Request<pb::TurnMigrationRequest>) -> Answer<pb::MigrationStatus> {
+        self.answer("TurnMigration", request, DEADLINE, upgrade::turn_migration).await
+    }
     async fn heartbeat(&self, request: Request<pb::HeartbeatRequest>) -> Answer<pb::HeartbeatReply> {
         self.answer("Heartbeat", request, DEADLINE, presence::heartbeat).await
+    }
+    async fn report_quarantine(&self, request: Request<pb::ReportQuarantineRequest>) -> Answer<pb::ReportQuarantineReply> {
+        self.answer("ReportQuarantine", request, DEADLINE, quarantine::report).await
     }
     async fn emit_events(&self, request: Request<pb::EmitEventsRequest>) -> Answer<pb::Empty> {
         self.answer("EmitEvents", request, DEADLINE, events::emit).await
@@ -173,6 +200,9 @@ impl auth_server::Auth for Service {
     async fn verify_audit(&self, request: Request<pb::Empty>) -> Answer<pb::VerifyAuditReply> {
         self.answer("VerifyAudit", request, UPLOAD, events::verify).await
     }
+    async fn export_events(&self, request: Request<pb::ExportEventsRequest>) -> Answer<Self::ExportEventsStream> {
+        self.answer("ExportEvents", request, DEADLINE, events::export).await
+    }
     async fn upload_recording(&self, request: Request<Streaming<pb::RecordingChunk>>) -> Answer<pb::Empty> {
         self.answer("UploadRecording", request, UPLOAD, recordings::upload).await
     }
@@ -181,5 +211,11 @@ impl auth_server::Auth for Service {
     }
     async fn read_recording(&self, request: Request<pb::ReadRecordingRequest>) -> Answer<Self::ReadRecordingStream> {
         self.answer("ReadRecording", request, DEADLINE, recordings::read).await
+    }
+    async fn list_own_recordings(&self, request: Request<pb::ListOwnRecordingsRequest>) -> Answer<pb::ListRecordingsReply> {
+        self.answer("ListOwnRecordings", request, DEADLINE, recordings::list_own).await
+    }
+    async fn read_own_recording(&self, request: Request<pb::ReadRecordingRequest>) -> Answer<Self::ReadOwnRecordingStream> {
+        self.answer("ReadOwnRecording", request, DEADLINE, recordings::read_own).await
     }
 }

@@ -1,23 +1,29 @@
 //! Recordings over the API: agents upload, users list and read what is theirs, auditors everything.
 //!
 //! An upload and a read are streams; each piece is bounded and has a deadline. What makes a recording acceptable is checked
-//! in the sink, [`crate::recordings`]. Reading one is itself an event.
+//! in the sink, [`crate::recordings`]. Reading one is itself an event. What lies with other Auth Services is asked of them
+//! (`recordings::peers`), and shown by the same permit; `list_own` and `read_own` are the other end of that.
 
 use super::events::time;
 use crate::{
     core::{Call, Fault, malformed},
     metrics::count,
-    recordings::{RecordingError, Upload, blocking, read_piece},
+    recordings::{
+        MAX_RECORDING, RecordingError, Upload, blocking,
+        peers::{self, Fetched},
+        read_piece,
+    },
 };
 use rules::{
-    Verb,
-    documents::{decide_read, decide_write},
+    Permit, Verb,
+    documents::{Scope, decide_read, decide_write},
+    permit::Read,
 };
-use std::time::Duration;
+use std::{collections::BTreeSet, fs::File, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Status, Streaming};
-use types::{Code, EventKind, HostId, Public, ResourceName, SessionId, kind::Recording};
+use types::{Code, EventKind, HostId, Public, ResourceName, SessionId, SystemRole, Time, kind::Recording};
 use wire::api as pb;
 
 /// How long the next piece of an upload may take.
@@ -87,51 +93,149 @@ async fn begin(call: &Call, session: SessionId, host: HostId, offset: u64) -> Re
     Ok(blocking(move || sink.upload(session, host, offset)).await?)
 }
 
-pub(crate) async fn list(call: Call, ask: pb::ListRecordingsRequest) -> Result<pb::ListRecordingsReply, Fault> {
-    let permit = decide_read(call.caller()?, "recording", Verb::List)?;
-    let (from, to) = (time(&ask.from)?, time(&ask.to)?);
-    let limit = match usize::try_from(ask.limit) {
-        Ok(0) => DEFAULT_LIST,
-        Ok(limit) => limit.min(MAX_LIST),
-        Err(_) => MAX_LIST,
-    };
-    let sink = call.core.recordings.clone();
-    let found = blocking(move || {
-        sink.list(limit, |recording| {
-            permit.shows_recording(recording)
-                && from.is_none_or(|from| recording.started >= from)
-                && to.is_none_or(|to| recording.started < to)
-        })
-    })
-    .await?;
-    Ok(pb::ListRecordingsReply {
-        recordings: found.iter().map(|recording| serde_json::to_vec(recording).unwrap_or_default().into()).collect(),
-    })
+/// Which recordings a list is of.
+struct Window {
+    from: Option<Time>,
+    to: Option<Time>,
+    limit: usize,
 }
 
-/// Streams a recording. One that the caller may not see is absent for him.
-pub(crate) async fn read(call: Call, ask: pb::ReadRecordingRequest) -> Result<ReadStream, Fault> {
-    let permit = decide_read(call.caller()?, "recording", Verb::Read)?;
-    let session: SessionId = ask.session.parse()?;
+impl Window {
+    fn read(from: &str, to: &str, limit: u32) -> Result<Self, Fault> {
+        let limit = match usize::try_from(limit) {
+            Ok(0) => DEFAULT_LIST,
+            Ok(limit) => limit.min(MAX_LIST),
+            Err(_) => MAX_LIST,
+        };
+        Ok(Self { from: time(from)?, to: time(to)?, limit })
+    }
+    fn holds(&self, recording: &Recording) -> bool {
+        self.from.is_none_or(|from| recording.started >= from) && self.to.is_none_or(|to| recording.started < to)
+    }
+}
+
+/// Recordings that lie here and pass.
+async fn here(call: &Call, limit: usize, passes: impl Fn(&Recording) -> bool + Send + 'static) -> Result<Vec<Recording>, Fault> {
     let sink = call.core.recordings.clone();
-    let offset = ask.offset;
-    let (recording, file) = blocking(move || {
+    Ok(blocking(move || sink.list(limit, passes)).await?)
+}
+
+fn listed(recordings: &[Recording], notes: Vec<String>) -> pb::ListRecordingsReply {
+    let recordings = recordings.iter().map(|recording| serde_json::to_vec(recording).unwrap_or_default().into()).collect();
+    pb::ListRecordingsReply { recordings, notes }
+}
+
+/// What lies here and with other Auth Services, newest first; and what is missing.
+pub(crate) async fn list(call: Call, ask: pb::ListRecordingsRequest) -> Result<pb::ListRecordingsReply, Fault> {
+    let permit = Arc::new(decide_read(call.caller()?, "recording", Verb::List)?);
+    let window = Arc::new(Window::read(&ask.from, &ask.to, ask.limit)?);
+    let user = match &permit.scope {
+        Scope::SessionsOf(user) => user.to_string(),
+        Scope::All | Scope::Named(_) | Scope::InRole(..) | Scope::Reachable(_) => String::new(),
+    };
+    let limit = u32::try_from(window.limit).unwrap_or(u32::MAX);
+    let of_others = pb::ListOwnRecordingsRequest { from: ask.from, to: ask.to, limit, user };
+    let passes = {
+        let (permit, window) = (permit.clone(), window.clone());
+        move |recording: &Recording| permit.shows_recording(recording) && window.holds(recording)
+    };
+    let (ours, theirs) = tokio::join!(here(&call, window.limit, passes.clone()), peers::list(&call.core, &of_others));
+    let (mut all, theirs) = (ours?, theirs?);
+    // An upload that was repeated elsewhere lies at both.
+    let known: BTreeSet<SessionId> = all.iter().map(|recording| recording.session).collect();
+    all.extend(theirs.recordings.into_iter().filter(|recording| passes(recording) && !known.contains(&recording.session)));
+    all.sort_unstable_by_key(|recording| std::cmp::Reverse(recording.session));
+    all.dedup_by_key(|recording| recording.session);
+    all.truncate(window.limit);
+    Ok(listed(&all, theirs.notes))
+}
+
+/// For another Auth Service: what lies here.
+pub(crate) async fn list_own(call: Call, ask: pb::ListOwnRecordingsRequest) -> Result<pb::ListRecordingsReply, Fault> {
+    call.only(SystemRole::Auth, "list what one Auth Service keeps")?;
+    let permit = decide_read(call.caller()?, "recording", Verb::List)?;
+    let window = Window::read(&ask.from, &ask.to, ask.limit)?;
+    let (limit, user) = (window.limit, ask.user);
+    let passes = move |recording: &Recording| {
+        permit.shows_recording(recording) && window.holds(recording) && (user.is_empty() || recording.user == user)
+    };
+    Ok(listed(&here(&call, limit, passes).await?, Vec::new()))
+}
+
+/// Opens a recording that lies here and that the permit shows.
+async fn open(call: &Call, permit: Arc<Permit<Read>>, session: SessionId, offset: u64) -> Result<(Recording, File), RecordingError> {
+    let sink = call.core.recordings.clone();
+    blocking(move || {
         let recording = sink.describe(session)?;
         if !permit.shows_recording(&recording) {
             return Err(RecordingError::NotFound);
         }
-        let file = sink.open(session, offset)?;
-        Ok((recording, file))
+        Ok((recording, sink.open(session, offset)?))
     })
-    .await?;
-    let event = call.event(EventKind::SessionRecordingAccess).with("sid", session.to_string());
-    call.core.audit.record(event.with("session_user", recording.user.as_str())).await?;
+    .await
+}
+
+/// Streams a recording, wherever it lies. One that the caller may not see is absent for him: it takes the same way.
+pub(crate) async fn read(call: Call, ask: pb::ReadRecordingRequest) -> Result<ReadStream, Fault> {
+    let permit = Arc::new(decide_read(call.caller()?, "recording", Verb::Read)?);
+    let session: SessionId = ask.session.parse()?;
     let (sender, receiver) = mpsc::channel(4);
-    call.core.group.spawn("recording", send(file, recording, offset, sender));
+    match open(&call, permit.clone(), session, ask.offset).await {
+        Ok((recording, file)) => {
+            accessed(&call, &recording).await?;
+            call.core.group.spawn("recording", send(file, recording, ask.offset, sender));
+        }
+        Err(RecordingError::NotFound) => {
+            let fetched = peers::fetch(&call.core, session, ask.offset, |recording| permit.shows_recording(recording)).await?;
+            accessed(&call, &fetched.recording).await?;
+            call.core.group.spawn("recording of another", relay(fetched, ask.offset, sender));
+        }
+        Err(error) => return Err(error.into()),
+    }
     Ok(ReceiverStream::new(receiver))
 }
 
-async fn send(mut file: std::fs::File, recording: Recording, mut offset: u64, sender: mpsc::Sender<Result<pb::RecordingChunk, Status>>) {
+/// For another Auth Service: a recording that lies here. Who reads it is recorded where he asked.
+pub(crate) async fn read_own(call: Call, ask: pb::ReadRecordingRequest) -> Result<ReadStream, Fault> {
+    call.only(SystemRole::Auth, "read what one Auth Service keeps")?;
+    let permit = Arc::new(decide_read(call.caller()?, "recording", Verb::Read)?);
+    let (recording, file) = open(&call, permit, ask.session.parse()?, ask.offset).await?;
+    let (sender, receiver) = mpsc::channel(4);
+    call.core.group.spawn("recording for another", send(file, recording, ask.offset, sender));
+    Ok(ReceiverStream::new(receiver))
+}
+
+async fn accessed(call: &Call, recording: &Recording) -> Result<(), Fault> {
+    let event = call.event(EventKind::SessionRecordingAccess).with("sid", recording.session.to_string());
+    Ok(call.core.audit.record(event.with("session_user", recording.user.as_str())).await?)
+}
+
+/// Passes on what another Auth Service sends, as long as it is one recording in one piece.
+async fn relay(fetched: Fetched, mut offset: u64, sender: mpsc::Sender<Result<pb::RecordingChunk, Status>>) {
+    let Fetched { recording, first, mut rest } = fetched;
+    let broken = |what: &str| Err(wire::api::to_status(&Public::new(Code::RecordingBroken, what)));
+    let mut next = Some(first);
+    while let Some(chunk) = next.take() {
+        let (last, len) = (chunk.last, u64::try_from(chunk.data.len()).unwrap_or(u64::MAX));
+        let fits = chunk.offset == offset && offset.saturating_add(len) <= MAX_RECORDING;
+        offset = offset.saturating_add(len);
+        let passed = if fits { Ok(chunk) } else { broken("the recording came in the wrong order from the Auth Service that keeps it") };
+        let sent = tokio::time::timeout(PATIENCE, sender.send(passed)).await;
+        if last || !fits || !matches!(sent, Ok(Ok(()))) {
+            return;
+        }
+        match tokio::time::timeout(PATIENCE, rest.message()).await {
+            Ok(Ok(Some(chunk))) => next = Some(chunk),
+            Ok(Ok(None) | Err(_)) | Err(_) => {
+                tracing::warn!(session = %recording.session, offset, "a recording broke off on its way from another Auth Service");
+                let gone = broken("the recording broke off on its way from the Auth Service that keeps it");
+                let _told = tokio::time::timeout(PATIENCE, sender.send(gone)).await;
+            }
+        }
+    }
+}
+
+async fn send(mut file: File, recording: Recording, mut offset: u64, sender: mpsc::Sender<Result<pb::RecordingChunk, Status>>) {
     let mut description = serde_json::to_vec(&recording).unwrap_or_default();
     loop {
         let read = blocking(move || {

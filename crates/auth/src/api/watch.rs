@@ -1,14 +1,15 @@
-//! Watching documents: a snapshot, then every change, filtered by what the watcher may see.
+//! Watching documents: what exists, then every change, filtered by what the watcher may see.
 //!
 //! Kinds that are unknown here or not his to watch are left out of `confirmed`, never an error, so that one new kind does
-//! not stop a cache. A watch resumes behind a revision while the store still holds what followed, and otherwise begins anew
-//! with a snapshot, saying so. The store's watch pulls and the channel is short: a slow watcher costs nothing, and is
-//! closed with a clear word when it takes nothing for half a minute. Rights are asked again whenever a role, user or lock
-//! changes: a watch that has lost one ends.
+//! not stop a cache. A watch resumes each kind behind a revision while it is known what was deleted since, here or in the store's
+//! history, and begins anew with the kinds of which it is not, saying which: one kind's trouble is never another's. Changes come from
+//! the mirror, read once for all watchers; a slow watcher is told each document once, as it is by then, and is closed with a clear word
+//! when it takes nothing for half a minute. Rights are asked again whenever a role, user or lock changes: a watch that has lost one ends.
 
 use crate::{
     core::{Call, Fault, Who},
     metrics::count,
+    mirror::{Change, Entry, Lost, Position},
 };
 use rules::{
     Permit, Verb,
@@ -17,13 +18,19 @@ use rules::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
-use store::{Event, Watch, WatchError, documents};
-use tokio::sync::mpsc;
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    watch,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
-use types::{Code, Document, Identity, Public, kind::KINDS};
+use types::{Code, Identity, Public, kind::KINDS};
 use wire::api::{self as pb, watch_event::Event as Sent};
 
 /// Events on their way to one watcher.
@@ -38,7 +45,7 @@ pub(crate) type Stream = ReceiverStream<Result<pb::WatchEvent, Status>>;
 /// Begins a watch.
 pub(crate) async fn watch(call: Call, ask: pb::WatchRequest) -> Result<Stream, Fault> {
     let caller = call.caller()?;
-    if ask.kinds.len() > MAX_KINDS {
+    if ask.kinds.len() > MAX_KINDS || ask.resume.len() > MAX_KINDS {
         return Err(crate::core::malformed(format!("more than {MAX_KINDS} kinds")));
     }
     let mut permits = BTreeMap::new();
@@ -53,7 +60,7 @@ pub(crate) async fn watch(call: Call, ask: pb::WatchRequest) -> Result<Stream, F
     count(&call.core.metrics.watches);
     let (sender, receiver) = mpsc::channel(BUFFER);
     let watcher = Watcher { call: call.clone(), permits, shown: BTreeSet::new(), sender };
-    call.core.group.spawn("watch", watcher.run(ask.from));
+    call.core.group.spawn("watch", watcher.run(ask));
     Ok(ReceiverStream::new(receiver))
 }
 
@@ -79,18 +86,21 @@ impl From<Public> for End {
 }
 
 impl Watcher {
-    async fn run(mut self, from: u64) {
-        let ended = self.follow(from).await;
+    async fn run(mut self, ask: pb::WatchRequest) {
+        let ended = self.follow(ask).await;
         if let Err(End::Refused(public)) = ended {
             let status = wire::api::to_status(&public);
             let _ = tokio::time::timeout(PATIENCE, self.sender.send(Err(status))).await;
         }
     }
 
-    async fn follow(&mut self, from: u64) -> Result<(), End> {
-        let mut rights = self.call.core.mirror.rights();
+    async fn follow(&mut self, ask: pb::WatchRequest) -> Result<(), End> {
+        let mirror = self.call.core.mirror.clone();
+        let mut rights = mirror.rights();
         rights.borrow_and_update();
-        let mut watch = self.begin(from).await?;
+        // Before anything is read, so that nothing is missed in between.
+        let mut woken = mirror.follow(self.permits.keys().cloned().collect());
+        let mut at = self.begin(ask).await?;
         let ends = self.ends();
         let expiry = async move {
             match ends {
@@ -111,50 +121,83 @@ impl Watcher {
                         self.still_allowed()?;
                     }
                 }
-                event = watch.next() => match event {
-                    Some(Ok(event)) => self.pass(event).await?,
-                    Some(Err(WatchError::Lagged { .. } | WatchError::Compacted { .. })) => return Err(self.too_slow()),
-                    Some(Err(_)) | None => return Err(Public::new(Code::Unavailable, "the watch ended; begin again").into()),
-                },
+                changed = woken.changed() => {
+                    if changed.is_err() {
+                        return Err(Public::new(Code::Unavailable, "the watch ended; begin again").into());
+                    }
+                    self.catch_up(&mut at, &mut rights).await?;
+                }
             }
         }
     }
 
-    /// Says what is confirmed and sends what exists, unless the watch resumes.
-    async fn begin(&mut self, from: u64) -> Result<Watch, End> {
-        self.caught_up(from).await?;
-        let confirmed: Vec<String> = self.permits.keys().cloned().collect();
+    /// Tells everything that is new.
+    async fn catch_up(&mut self, at: &mut Position, rights: &mut watch::Receiver<u64>) -> Result<(), End> {
+        loop {
+            let kinds: Vec<String> = self.permits.keys().cloned().collect();
+            let (news, reached) = match self.call.core.mirror.news(kinds.iter(), *at) {
+                Ok(told) => told,
+                Err(Lost::Behind) => return Err(self.too_slow()),
+                Err(Lost::Restored) => return Err(Public::new(Code::Unavailable, "the store was restored; begin again").into()),
+            };
+            if news.is_empty() {
+                *at = reached;
+                return Ok(());
+            }
+            // Rights that were lost before this was written are lost for it.
+            if rights.has_changed().unwrap_or(false) {
+                rights.borrow_and_update();
+                self.still_allowed()?;
+            }
+            let mut news = news.into_iter().peekable();
+            while let Some((revision, kind, change)) = news.next() {
+                // Whoever resumes behind a revision has all of it: the rest of a commit is not yet told.
+                let whole = news.peek().is_none_or(|(next, ..)| *next != revision);
+                self.pass(kind, change, if whole { revision } else { revision.saturating_sub(1) }).await?;
+            }
+            *at = reached;
+        }
+    }
+
+    /// Says what is confirmed and where each kind begins, and tells all up to the present.
+    async fn begin(&mut self, ask: pb::WatchRequest) -> Result<Position, End> {
+        let by_kind = !ask.resume.is_empty();
+        let mut from: BTreeMap<String, u64> = match by_kind {
+            true => ask.resume.into_iter().map(|one| (one.kind, one.from)).collect(),
+            false => self.permits.keys().map(|kind| (kind.clone(), ask.from)).collect(),
+        };
         // Whoever sees a kind in part may have lost sight of something meanwhile: he begins anew.
-        let whole = self.permits.values().all(|permit| matches!(permit.scope, Scope::All | Scope::Named(_) | Scope::InRole(..)));
-        if from > 0
-            && whole
-            && let Ok(watch) = self.open(from).await
-        {
-            self.send(Sent::Init(pb::WatchInit { confirmed, snapshot: false }), from).await?;
-            self.send(Sent::Synced(pb::WatchSynced {}), from).await?;
-            return Ok(watch);
+        let whole = |permit: &Permit<Read>| matches!(permit.scope, Scope::All | Scope::Named(_) | Scope::InRole(..));
+        from.retain(|kind, from| *from > 0 && self.permits.get(kind).is_some_and(whole));
+        self.caught_up(from.values().copied().max().unwrap_or_default()).await?;
+        let tellable = self.call.core.mirror.tellable(&from).await;
+        from.retain(|kind, _| tellable.contains(kind));
+        let all = from.len() == self.permits.len();
+        if !by_kind && !all {
+            // Of before a watch could resume a part.
+            from.clear();
         }
-        let mut views = Vec::new();
-        for (kind, permit) in &self.permits {
-            views.push(self.call.core.mirror.view(kind, None, usize::MAX, usize::MAX, |document| permit.shows(document)));
+        let kinds: BTreeMap<String, Option<u64>> = self.permits.keys().map(|kind| (kind.clone(), from.get(kind).copied())).collect();
+        let anew: Vec<String> = kinds.iter().filter(|(_, from)| from.is_none()).map(|(kind, _)| kind.clone()).collect();
+        let beginning = self.call.core.mirror.begin(&kinds);
+        let (confirmed, at) = (self.permits.keys().cloned().collect(), beginning.at);
+        let snapshot = from.is_empty();
+        let metrics = &self.call.core.metrics;
+        let add = |counter: &AtomicU64, kinds: usize| counter.fetch_add(u64::try_from(kinds).unwrap_or(0), Ordering::Relaxed);
+        add(&metrics.watch_kinds_resumed, from.len());
+        add(&metrics.watch_kinds_whole, anew.len());
+        self.send(Sent::Init(pb::WatchInit { confirmed, snapshot, anew }), 0).await?;
+        for entry in beginning.whole {
+            if self.permits.get(&entry.document.kind).is_some_and(|permit| permit.shows(&entry.document)) {
+                self.note(&entry);
+                self.send(Sent::Put(entry.json.clone()), 0).await?;
+            }
         }
-        // Later views may show a little more than the first's revision; what comes twice is the same.
-        let revision = match views.iter().map(|view| view.revision).min() {
-            Some(revision) => revision,
-            None => self.call.core.mirror.view("", None, 0, 0, |_| false).revision,
-        };
-        let unreadable = |error: WatchError| -> End {
-            tracing::warn!(%error, "a watch could not begin");
-            Public::new(Code::Unavailable, "the watch could not begin").hint("try again").into()
-        };
-        let watch = self.open(revision).await.map_err(unreadable)?;
-        self.send(Sent::Init(pb::WatchInit { confirmed, snapshot: true }), revision).await?;
-        for entry in views.into_iter().flat_map(|view| view.entries) {
-            self.note(&entry.document);
-            self.send(Sent::Put(entry.json.clone()), revision).await?;
+        for (kind, change) in beginning.changes {
+            self.pass(&kind, change, 0).await?;
         }
-        self.send(Sent::Synced(pb::WatchSynced {}), revision).await?;
-        Ok(watch)
+        self.send(Sent::Synced(pb::WatchSynced {}), at.revision).await?;
+        Ok(at)
     }
 
     /// Another Auth Service may have shown the watcher more than this one knows yet: nobody is told the past again as if it
@@ -162,7 +205,7 @@ impl Watcher {
     async fn caught_up(&self, from: u64) -> Result<(), End> {
         let mirror = &self.call.core.mirror;
         mirror.reached(from).await;
-        if mirror.view("", None, 0, 0, |_| false).revision >= from {
+        if mirror.revision() >= from {
             return Ok(());
         }
         match self.call.core.documents.store().revision().await {
@@ -173,41 +216,24 @@ impl Watcher {
         }
     }
 
-    async fn open(&self, from: u64) -> Result<Watch, WatchError> {
-        let mut prefixes = Vec::new();
-        for kind in self.permits.keys() {
-            prefixes.extend(store::Key::dir(["doc", kind]));
-        }
-        if prefixes.is_empty() {
-            // Nothing was confirmed: a watch of what never is.
-            prefixes.extend(store::Key::dir(["doc", "-"]));
-        }
-        self.call.core.documents.store().watch(prefixes, Some(from)).await
-    }
-
-    async fn pass(&mut self, event: Event) -> Result<(), End> {
-        let revision = event.revision();
-        match event {
-            Event::Init { .. } => Ok(()),
-            Event::Put(item) => {
-                let Ok(document) = documents::decode(&item) else { return Ok(()) };
-                let Some(permit) = self.permits.get(&document.kind) else { return Ok(()) };
-                if permit.shows(&document) {
-                    self.note(&document);
-                    self.send(Sent::Put(document.to_json().into()), revision).await
+    async fn pass(&mut self, kind: &str, change: Change, revision: u64) -> Result<(), End> {
+        match change {
+            Change::Put(entry) => {
+                let Some(permit) = self.permits.get(kind) else { return Ok(()) };
+                if permit.shows(&entry.document) {
+                    self.note(&entry);
+                    self.send(Sent::Put(entry.json.clone()), revision).await
                 } else {
-                    self.lose(&document.kind, document.metadata.name.as_str(), revision).await
+                    self.lose(kind, entry.document.metadata.name.as_str(), revision).await
                 }
             }
-            Event::Delete { key, .. } => match documents::reference(&key) {
-                Some((kind, name)) => self.lose(kind, name, revision).await,
-                None => Ok(()),
-            },
+            Change::Gone(name) => self.lose(kind, &name, revision).await,
         }
     }
 
     /// Remembers what the watcher has, where he does not see everything.
-    fn note(&mut self, document: &Document) {
+    fn note(&mut self, entry: &Arc<Entry>) {
+        let document = &entry.document;
         let partly = self.permits.get(&document.kind).is_some_and(|permit| !matches!(permit.scope, Scope::All));
         if partly {
             self.shown.insert((document.kind.clone(), document.metadata.name.to_string()));
@@ -268,8 +294,12 @@ impl Watcher {
     }
 
     async fn send(&self, event: Sent, revision: u64) -> Result<(), End> {
-        let event = pb::WatchEvent { event: Some(event), revision };
-        match tokio::time::timeout(PATIENCE, self.sender.send(Ok(event))).await {
+        let event = match self.sender.try_send(Ok(pb::WatchEvent { event: Some(event), revision })) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Closed(_)) => return Err(End::Gone),
+            Err(TrySendError::Full(event)) => event,
+        };
+        match tokio::time::timeout(PATIENCE, self.sender.send(event)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(End::Gone),
             Err(_) => Err(self.too_slow()),

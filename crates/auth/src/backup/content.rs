@@ -16,6 +16,8 @@ pub const LEFT_OUT: &[(&str, &str)] = &[
     ("doc/member/", "a heartbeat: whoever lives says so again within a minute"),
     ("doc/node/", "a heartbeat: whoever lives says so again within a minute"),
     ("internal/auth/", "the lease of an Auth Service that lives"),
+    ("internal/backup/turn/", "the lease of an Auth Service that makes a backup"),
+    ("internal/recordings/", "where recordings lie: whoever keeps some says so again when it starts"),
 ];
 
 pub use crate::vault::FAMILIES;

@@ -5,7 +5,7 @@
 //! is removed, whatever happened. The scratch holds the authority's private keys while it lives: put it where that may be.
 
 use super::{
-    Progress,
+    Progress, Stage,
     client::{Client, Near, failed},
     restore::{RestoreError, Restored, Terms, restore},
 };
@@ -79,10 +79,15 @@ pub async fn drill(base: &Path, file: File, terms: Terms, clock: SharedClock, pr
     let (at, time): (_, Arc<dyn store::Clock>) = (path.clone(), Arc::new(StoreClock(clock.clone())));
     let opened = tokio::task::spawn_blocking(move || Sqlite::open(&at, time)).await.map_err(|_| RestoreError::Broke)?;
     let store: Arc<dyn Store> = Arc::new(opened.map_err(|error| failed("opening a store", error))?);
-    let restored = restore(store.clone(), file, terms.clone(), progress).await;
+    let restored = restore(store.clone(), file, terms.clone(), progress.clone()).await;
     store.close().await;
     let restored = restored?;
+    if let Some(first) = &restored.first {
+        // The backup is good as far as this release can tell; using it is another one's to try.
+        return Err(first.clone().into());
+    }
 
+    progress.begin(Stage::Using, 0);
     let name = NodeName::new("drill").map_err(|error| failed("a name", error))?;
     let mut config = Config::new(scratch.0.clone(), HostId::from_uuid(uuid::Uuid::new_v4()), name);
     config.storage = Storage::Sqlite { path };

@@ -4,7 +4,7 @@
 //! wait in between, so that memory stays bounded whatever the store's size. The position of the audit log is taken before the
 //! snapshot: what is recorded between the two is in the log and not counted as covered by the backup.
 
-use super::{Progress, content};
+use super::{Progress, Stage, content};
 use backup::{AuditPosition, Manifest, Origin, Protection, Signer, Writer, Written};
 use rand::Rng as _;
 use std::{collections::VecDeque, io::Write, sync::Arc};
@@ -127,12 +127,13 @@ fn write<W: Write>(
     let mut entropy = |bytes: &mut [u8]| rand::rng().fill_bytes(bytes);
     let mut writer = Writer::create(sink, origin, manifest, protection, signer, &mut entropy)?;
     let mut value = Vec::new();
+    progress.begin(Stage::Writing, 0);
     while let Some(page) = queue.blocking_recv() {
         for item in page? {
             if content::carried(item.key.as_bytes()) {
                 content::encode(&item.value, item.expires, &mut value);
                 writer.record(item.key.as_bytes(), &value)?;
-                progress.add(1, item.key.len() + value.len());
+                progress.add(item.key.len() + value.len());
             }
         }
     }

@@ -1,12 +1,13 @@
 //! Restores a backup into an empty store, of whatever driver, on the host of the new Auth Service; nothing else runs on the store.
 //!
 //! First everything is proven, without writing: the file (digests, signature, the order), every record in it, the authority's keys
-//! against the pin, and that this release may work on what is in it. Then the store is filled (`store::Load`: fenced from the first
+//! against the pin, and that what is in it is not newer than this release. A backup of any older major is restored as it is, at its own
+//! cluster version: which release may start on it is told, and decided again at that start (rule G5). Then the store is filled (`store::Load`: fenced from the first
 //! write, a cluster only at the last), read back and compared, and only then made a cluster: its epoch is [`STRIDE`] above the backup's,
 //! so that every Auth Service that lived before is fenced, also one that began after the backup was made. The audit log goes on
 //! behind the position the backup names. A restore that breaks off leaves a store that refuses to start and can be restored again.
 
-use super::{Progress, content};
+use super::{Progress, Stage, Watched, content};
 use crate::{audit, vault};
 use backup::{Head, Manifest, ReadError, Summary, Trust, Unlock, Verified};
 use bytes::Bytes;
@@ -51,6 +52,8 @@ pub struct Restored {
     pub expired: u64,
     /// What was compared between file and store: everything that does not expire.
     pub compared: Summary,
+    /// Why this release cannot start on it yet, and which must come first: the backup is more than one major older.
+    pub first: Option<Public>,
 }
 
 /// Why nothing was restored.
@@ -94,9 +97,11 @@ impl From<Public> for RestoreError {
     }
 }
 
+type Source = BufReader<Watched<File>>;
+
 /// What was learned of a file before anything was written.
 pub struct Proven {
-    verified: Verified<BufReader<File>>,
+    verified: Verified<Source>,
     control: ControlRecord,
     pub pins: Vec<String>,
 }
@@ -128,33 +133,57 @@ impl Proven {
 }
 
 /// Proves everything that can be proven of a file. Blocks.
-pub fn prove(file: File, terms: &Terms, progress: &Progress) -> Result<Proven, RestoreError> {
-    let mut verified = backup::verify(BufReader::with_capacity(1 << 20, file), &terms.unlock, &terms.trust)?;
-    let (mut control, mut pins) = (None, Vec::new());
-    let malformed = |why: &str| Public::new(Code::BackupDamaged, why).hint("use another backup");
+pub fn prove(file: File, terms: &Terms, progress: &Arc<Progress>) -> Result<Proven, RestoreError> {
+    progress.begin(Stage::Proving, file.metadata().map(|about| about.len()).unwrap_or_default());
+    let source = BufReader::with_capacity(1 << 20, Watched { inner: file, progress: progress.clone() });
     let authority = vault::authority_key(crate::ca::CaKind::Host).map_err(LoadError::Key)?;
-    for record in verified.pass()? {
-        let record = record?;
-        let (value, _) = content::decode(&record.key, &record.value)?;
-        let key = key(&record.key)?;
-        if value.len() > store::MAX_VALUE {
-            return Err(malformed(&format!("the record {key} of the backup is larger than a store takes")).into());
-        }
-        if key == Key::control() {
-            control =
-                Some(store::control::parse(value).map_err(|why| malformed(&format!("the backup's control record cannot be read: {why}")))?);
-        }
-        if key == authority {
-            pins = crate::ca::pins_of_private(value).map_err(|error| malformed(&error.to_string()))?;
-        }
-        progress.add(1, record.key.len() + record.value.len());
+    let mut looked = Looked { authority, control: None, pins: Vec::new(), fault: None };
+    let verified = backup::verify_each(source, &terms.unlock, &terms.trust, &mut |key, value| looked.at(key, value))?;
+    if let Some(fault) = looked.fault {
+        return Err(fault);
     }
-    let control = control.ok_or_else(|| malformed("the backup holds no control record"))?;
+    let (control, pins) = (looked.control.ok_or_else(|| malformed("the backup holds no control record"))?, looked.pins);
     if let Some(pin) = terms.ca_pin.as_ref().filter(|pin| !pins.contains(&pin.trim().to_ascii_lowercase())) {
         let message = format!("the backup's authority has the pin {}, not {pin}", pins.join(" or "));
         return Err(Public::new(Code::BackupSigner, message).hint("it is of another cluster").into());
     }
     Ok(Proven { verified, control, pins })
+}
+
+fn malformed(why: &str) -> Public {
+    Public::new(Code::BackupDamaged, why).hint("use another backup")
+}
+
+/// What the records say while a file is proven; the first that cannot be restored is kept as the fault.
+struct Looked {
+    authority: Key,
+    control: Option<ControlRecord>,
+    pins: Vec<String>,
+    fault: Option<RestoreError>,
+}
+
+impl Looked {
+    fn at(&mut self, key: &[u8], record: &[u8]) {
+        if self.fault.is_none() {
+            self.fault = self.judge(key, record).err();
+        }
+    }
+
+    fn judge(&mut self, bytes: &[u8], record: &[u8]) -> Result<(), RestoreError> {
+        let (value, _) = content::decode(bytes, record)?;
+        let key = key(bytes)?;
+        if value.len() > store::MAX_VALUE {
+            return Err(malformed(&format!("the record {key} of the backup is larger than a store takes")).into());
+        }
+        if key == Key::control() {
+            let parsed = store::control::parse(value);
+            self.control = Some(parsed.map_err(|why| malformed(&format!("the backup's control record cannot be read: {why}")))?);
+        }
+        if key == self.authority {
+            self.pins = crate::ca::pins_of_private(value).map_err(|error| malformed(&error.to_string()))?;
+        }
+        Ok(())
+    }
 }
 
 fn key(bytes: &[u8]) -> Result<Key, RestoreError> {
@@ -179,13 +208,14 @@ pub async fn restore_proven(
     progress: Arc<Progress>,
 ) -> Result<Restored, RestoreError> {
     let Proven { verified, control, pins } = proven;
-    upgrade::control::may_start(Some(&control), &terms.version)?;
+    let first = startable(&control, &terms.version)?;
     let (head, manifest) = (verified.head().clone(), verified.manifest().clone());
     let (summary, skipped) = (verified.summary().clone(), verified.skipped().clone());
     let before = manifest.epoch.max(control.epoch).max(control.min_writer_epoch);
     let epoch = before.saturating_add(STRIDE);
     let what = format!("backup {} of cluster \"{}\", made {}", head.id, head.cluster, head.created);
     let mut load = Load::begin(store.clone(), epoch, &what).await?;
+    progress.begin(Stage::Writing, summary.bytes);
     // A restore that broke off may have raised the fence further.
     let epoch = load.epoch().max(epoch);
     let (pages, mut queue) = mpsc::channel(2);
@@ -194,7 +224,7 @@ pub async fn restore_proven(
     let (mut items, mut expired) = (0, 0);
     while let Some(page) = queue.recv().await {
         for Loaded { key, value, expires } in page {
-            progress.add(1, key.len() + value.len());
+            progress.add(key.len() + value.len());
             if key == Key::control() || key.as_bytes().starts_with(content::AUDIT.as_bytes()) {
                 continue;
             }
@@ -217,20 +247,32 @@ pub async fn restore_proven(
     }
     load.settle().await?;
     let compared = sums.finish();
-    if sums_of(store.as_ref()).await? != compared {
+    progress.begin(Stage::Comparing, compared.bytes);
+    if sums_of(store.as_ref(), &progress).await? != compared {
         return Err(RestoreError::Differs);
     }
     load.finish(&next_control(control, epoch, before, &head, terms)).await?;
-    Ok(Restored { head, manifest, summary, skipped, pins, epoch, items, expired, compared })
+    Ok(Restored { head, manifest, summary, skipped, pins, epoch, items, expired, compared, first })
+}
+
+/// Whether this release may start on what the backup holds. An older one it may not start on is restored all the same, and the way is told:
+/// the stored formats of every major stay what they were. A newer one is refused.
+fn startable(control: &ControlRecord, version: &Version) -> Result<Option<Public>, Public> {
+    match upgrade::control::may_start(Some(control), version) {
+        Ok(_) => Ok(None),
+        Err(public) if public.is(Code::VersionSkip) => Ok(Some(public)),
+        Err(public) => Err(public),
+    }
 }
 
 /// The sums of a store as it is now.
-pub async fn sums_of(store: &dyn Store) -> Result<Summary, RestoreError> {
+pub async fn sums_of(store: &dyn Store, progress: &Progress) -> Result<Summary, RestoreError> {
     let mut sums = content::Sums::default();
     let mut snapshot = store.snapshot().await.map_err(LoadError::Store)?;
     while let Some(page) = snapshot.page().await.map_err(LoadError::Store)? {
         for item in &page {
             sums.add_item(item).map_err(|_| RestoreError::Differs)?;
+            progress.add(item.key.len() + item.value.len());
         }
     }
     Ok(sums.finish())
@@ -243,7 +285,7 @@ struct Loaded {
 }
 
 /// The pass that is written to the store.
-fn read(mut verified: Verified<BufReader<File>>, pages: &mpsc::Sender<Vec<Loaded>>) -> Result<(), RestoreError> {
+fn read(mut verified: Verified<Source>, pages: &mpsc::Sender<Vec<Loaded>>) -> Result<(), RestoreError> {
     let (mut page, mut bytes) = (Vec::new(), 0);
     for record in verified.pass()? {
         let record = record?;

@@ -1,92 +1,163 @@
-//! Backups by themselves: into a directory, every so often, encrypted to recipients, the oldest removed.
+//! Backups by themselves: to a directory or a bucket, every so often, encrypted to recipients, the oldest removed.
 //!
-//! Files are named `<cluster>-<time>.lgbackup`; only such are ever removed, and only after a newer one is complete. One that fails is
-//! tried again soon, shows on the health board (row `backup`) and in the metrics, and removes nothing. A fault here does not take the
-//! Auth Service out of service: the board says `attention`. Object storage is not written to: mount or copy the directory.
+//! Every Auth Service with a schedule runs this; of several on one store exactly one makes each backup (`turn`). The one that made the last
+//! makes the next, so that files gather in one place; the others wait a little longer, and take over when it does not. A backup counts
+//! once it was read again from where it lies; only then are the oldest removed, and only files of our naming. One that
+//! fails is tried again soon, shows on the health board (row `backup`) and in the metrics, and removes nothing. A fault here does not
+//! take the Auth Service out of service: the board says `attention`.
 
-use super::make::MakeError;
+use super::{
+    make::MakeError,
+    place::{Opened, Place, PlaceError, name_of},
+    turn::{self, Last, Running, State, Turn},
+};
 use crate::{
     core::Core,
     metrics::{Metrics, count},
+    vault::VaultError,
 };
-use backup::{Protection, Recipient, Trust};
+use backup::{Protection, Recipient, Trust, Written};
 use net::health::Health;
 use std::{
-    fs,
-    io::{self, BufWriter, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    io::Read,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use types::{Event, EventKind, Time};
+use tokio::time::Instant;
+use types::{Event, EventKind, Extra, HostId, Time};
 
 /// What is to be done.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     pub every: Duration,
-    /// Made with mode 0700 if it is not there.
-    pub dir: PathBuf,
+    pub place: Place,
     /// How many files stay.
     pub keep: usize,
     pub recipients: Vec<Recipient>,
 }
 
-/// Behind the time in a file's name.
-const SUFFIX: &str = ".lgbackup";
 /// Its row on the health board.
 const COMPONENT: &str = "backup";
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// How often the store is asked what others have done.
+const LOOK: Duration = Duration::from_secs(20);
+/// How much longer those wait who did not make the last one.
+const GRACE: Duration = Duration::from_secs(30);
+/// Between two looks while another is making one.
+const WAIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 enum Failed {
     #[error(transparent)]
     Make(#[from] MakeError),
-    #[error("{path}: {source}")]
-    File { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     #[error("the file is not what was written: {0}")]
     Proof(#[from] backup::ReadError),
+    #[error(transparent)]
+    Turn(#[from] VaultError),
+    #[error("another Auth Service has made it meanwhile")]
+    Overtaken,
     #[error("{0}")]
     Core(String),
+}
+
+/// When the next one is due for this Auth Service; `None` is at once.
+fn due(last: Option<&Last>, own: HostId, every: Duration) -> Option<Time> {
+    let last = last?;
+    let grace = if last.by == own { Duration::ZERO } else { GRACE.min(every / 10) };
+    Some(last.at.plus(every).plus(grace))
+}
+
+/// What one Auth Service knows between two looks.
+#[derive(Default)]
+struct Watch {
+    last: Option<Last>,
+    looked: Option<Instant>,
+    /// Its own last attempt failed: why, and when the next may be.
+    failing: Option<(String, Time)>,
+    /// Another is at it.
+    wait: Option<Time>,
 }
 
 /// Runs until the service stops.
 pub(crate) async fn run(core: Arc<Core>, schedule: Schedule) {
     core.health.set(COMPONENT, Health::Ready);
-    let mut last = newest(&schedule.dir, core.cluster.as_str());
-    tell(&core.metrics, last);
-    let mut due = last.map_or(core.now(), |last| last.plus(schedule.every));
-    let mut tick = tokio::time::interval(TICK);
+    let (mut watch, mut tick) = (Watch::default(), tokio::time::interval(TICK));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = core.shutdown.stopping() => return,
             _ = tick.tick() => {}
         }
-        let now = core.now();
-        if now < due {
-            continue;
+        if let Err(error) = watch.beat(&core, &schedule).await {
+            tracing::warn!(%error, "when the next backup is due could not be read");
         }
-        match once(&core, &schedule, now).await {
-            Ok(path) => {
-                tracing::info!(path = %path.display(), "made a backup");
-                last = Some(now);
-                due = now.plus(schedule.every);
-                count(&core.metrics.backups);
-                core.health.set(COMPONENT, Health::Ready);
+    }
+}
+
+impl Watch {
+    fn is_due(&self, core: &Core, schedule: &Schedule) -> bool {
+        let by_last = due(self.last.as_ref(), core.host_id, schedule.every);
+        let others = [self.failing.as_ref().map(|(_, again)| *again), self.wait];
+        by_last.into_iter().chain(others.into_iter().flatten()).max().is_none_or(|due| core.now() >= due)
+    }
+
+    async fn beat(&mut self, core: &Arc<Core>, schedule: &Schedule) -> Result<(), VaultError> {
+        let fresh = self.looked.is_some_and(|at| at.elapsed() < LOOK);
+        if fresh && !self.is_due(core, schedule) {
+            return Ok(());
+        }
+        let state = turn::look(core, &schedule.place).await?;
+        self.last = match self.looked {
+            Some(_) => state.last,
+            None => still_there(core, schedule, state).await,
+        };
+        (self.looked, self.wait) = (Some(Instant::now()), None);
+        if self.is_due(core, schedule) {
+            self.attempt(core, schedule).await;
+        }
+        self.tell(core, schedule);
+        Ok(())
+    }
+
+    async fn attempt(&mut self, core: &Arc<Core>, schedule: &Schedule) {
+        let now = core.now();
+        match attempt(core, schedule, self.last.is_none(), now).await {
+            Ok(Some(last)) => {
+                tracing::info!(to = %schedule.place, name = last.name, "made a backup");
+                (self.last, self.failing) = (Some(last), None);
             }
+            Ok(None) | Err(Failed::Overtaken) => self.wait = Some(now.plus(WAIT)),
             Err(error) => {
                 tracing::error!(%error, "the scheduled backup failed");
                 count(&core.metrics.backup_failures);
-                let age = last.map_or("there is none yet".to_owned(), |last| format!("the last one is of {}", last.whole_seconds()));
-                core.health.set(COMPONENT, Health::Attention(format!("the scheduled backup failed: {error}; {age}")));
-                due = now.plus((schedule.every / 10).clamp(Duration::from_secs(10), Duration::from_secs(600)));
+                let again = (schedule.every / 10).clamp(Duration::from_secs(10), Duration::from_secs(600));
+                self.failing = Some((error.to_string(), now.plus(again)));
                 let event = core.event(EventKind::BackupFailed).with("error", error.to_string()).with("scheduled", true);
-                record(&core, event).await;
+                record(core, event).await;
             }
         }
-        tell(&core.metrics, last);
+    }
+
+    fn tell(&mut self, core: &Core, schedule: &Schedule) {
+        tell(&core.metrics, self.last.as_ref().map(|last| last.at));
+        let age =
+            self.last.as_ref().map_or("there is none yet".to_owned(), |last| format!("the last one is of {}", last.at.whole_seconds()));
+        // Two intervals: whoever makes them has died or fails, and so do the others.
+        let overdue = self.last.as_ref().is_some_and(|last| core.now() > last.at.plus(schedule.every * 2).plus(GRACE));
+        let health = match &self.failing {
+            // Another has made one since this one failed.
+            Some((_, again)) if self.last.as_ref().is_some_and(|last| last.at.plus(schedule.every) > *again) => {
+                self.failing = None;
+                Health::Ready
+            }
+            Some((why, _)) => Health::Attention(format!("the scheduled backup failed: {why}; {age}")),
+            None if overdue => Health::Attention(format!("no scheduled backup is made; {age}")),
+            None => Health::Ready,
+        };
+        core.health.set(COMPONENT, health);
     }
 }
 
@@ -100,115 +171,159 @@ fn tell(metrics: &Metrics, last: Option<Time>) {
     metrics.backup_last_unix.store(last.map_or(0, Time::unix_u64), Ordering::Relaxed);
 }
 
+/// The last backup, unless this Auth Service can see that its file is gone: then one is due now.
+async fn still_there(core: &Core, schedule: &Schedule, state: State) -> Option<Last> {
+    let last = state.last?;
+    let visible = match schedule.place {
+        Place::Dir(_) => last.by == core.host_id,
+        Place::Bucket(_) => true,
+    };
+    let listed = async { Opened::new(&schedule.place).await?.list(Some(core.cluster.as_str())).await };
+    match listed.await {
+        Ok(found) if visible && !found.iter().any(|found| found.name == last.name) => {
+            tracing::warn!(name = last.name, place = %schedule.place, "the last backup is gone");
+            None
+        }
+        // A place that cannot be seen fails the next backup, and says why then.
+        Ok(_) | Err(_) => Some(last),
+    }
+}
+
+/// One backup, if it is this one's turn and nobody has made it meanwhile. `anew`: whatever was made is gone.
+async fn attempt(core: &Arc<Core>, schedule: &Schedule, anew: bool, now: Time) -> Result<Option<Last>, Failed> {
+    let Some(mut turn) = Turn::take(core, &schedule.place).await? else { return Ok(None) };
+    let known = turn.state().last;
+    let made = if !anew && due(known.as_ref(), core.host_id, schedule.every).is_some_and(|due| now < due) {
+        Ok(None)
+    } else {
+        once(core, schedule, &mut turn, now).await.map(Some)
+    };
+    turn.release().await;
+    made
+}
+
 /// One backup, proven, in its place; then the oldest are removed.
-async fn once(core: &Arc<Core>, schedule: &Schedule, now: Time) -> Result<PathBuf, Failed> {
+async fn once(core: &Arc<Core>, schedule: &Schedule, turn: &mut Turn, now: Time) -> Result<Last, Failed> {
     let names: Vec<String> = schedule.recipients.iter().map(Recipient::short_id).collect();
     let event = core.event(EventKind::BackupCreate).with("scheduled", true).with("recipients", names.join(","));
+    let event = event.with("to", schedule.place.to_string());
     core.audit.record(event).await.map_err(|error| Failed::Core(error.to_string()))?;
-    let place = schedule.dir.join(format!("{}-{}{SUFFIX}", core.cluster, stamp(now)));
-    let fresh = schedule.dir.join(format!(".{}.new", uuid::Uuid::new_v4().simple()));
-    let made = write(core, schedule, &fresh, &place).await;
-    if made.is_err() {
-        // Half a file helps nobody.
-        let _gone = fs::remove_file(&fresh);
+    let place = Opened::new(&schedule.place).await?;
+    if let Some(dead) = turn.state().running {
+        tracing::warn!(name = dead.name, by = %dead.by, "a backup was begun and never ended: its rest is removed");
+        place.clear(&dead.name, &dead.upload).await?;
     }
-    made?;
-    let (dir, cluster, keep) = (schedule.dir.clone(), core.cluster.to_string(), schedule.keep);
-    let pruned = tokio::task::spawn_blocking(move || prune(&dir, &cluster, keep)).await;
-    if let Ok(Err(error)) = pruned {
+    let name = name_of(core.cluster.as_str(), now);
+    let made = write(core, schedule, &place, turn, &name, now).await;
+    if let Err(error) = made {
+        // Whether the last step was done is not always known; another's file has another name.
+        if let Err(error) = place.remove(&name).await {
+            tracing::warn!(%error, "what failed could not be removed");
+        }
+        let _told = turn.gave_up().await;
+        return Err(error);
+    }
+    let last = made?;
+    if let Err(error) = prune(&place, core.cluster.as_str(), schedule.keep, &last.name).await {
         tracing::warn!(%error, "an old backup could not be removed");
     }
-    Ok(place)
+    Ok(last)
 }
 
-async fn write(core: &Arc<Core>, schedule: &Schedule, fresh: &Path, place: &Path) -> Result<(), Failed> {
-    let file_error = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Failed::File { path, source }
+async fn write(core: &Arc<Core>, schedule: &Schedule, place: &Opened, turn: &mut Turn, name: &str, now: Time) -> Result<Last, Failed> {
+    let upload = place.begin(name).await?;
+    let running = Running { by: core.host_id, name: name.to_owned(), upload: upload.id(), began: now, extra: Extra::new() };
+    if !turn.begin(running).await? {
+        return Err(Failed::Overtaken);
+    }
+    let made = core.make_backup(Protection::Recipients(schedule.recipients.clone()), upload, Arc::default()).await?;
+    made.sink.complete().await?;
+    let (source, _) = place.read(name).await?;
+    prove(source, &made.written).await?;
+    let last = Last {
+        at: now,
+        name: name.to_owned(),
+        id: made.written.head.id.to_string(),
+        digest: made.written.digest.to_string(),
+        bytes: made.written.bytes,
+        by: core.host_id,
+        node: core.node_name.clone(),
+        extra: Extra::new(),
     };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&schedule.dir).map_err(file_error(&schedule.dir))?;
-    let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(fresh).map_err(file_error(fresh))?;
-    let sink = BufWriter::with_capacity(1 << 20, file);
-    let protection = Protection::Recipients(schedule.recipients.clone());
-    let made = core.make_backup(protection, sink, Arc::default()).await?;
-    let (fresh, place) = (fresh.to_owned(), place.to_owned());
-    let (written, mut sink) = (made.written.clone(), made.sink);
-    let settled = tokio::task::spawn_blocking(move || {
-        sink.flush().and_then(|()| sink.get_ref().sync_all()).map_err(file_error(&fresh))?;
-        // What lies on the disk now is read again: signature and digests, without a key.
-        let file = fs::File::open(&fresh).map_err(file_error(&fresh))?;
-        backup::check(io::BufReader::new(file), &Trust::Pinned(vec![written.head.signer.fingerprint()]))?;
-        fs::rename(&fresh, &place).map_err(file_error(&place))?;
-        let dir = place.parent().unwrap_or(Path::new("."));
-        fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(file_error(dir))
-    });
-    settled.await.map_err(|error| Failed::Core(error.to_string()))??;
+    if !turn.done(last.clone()).await? {
+        return Err(Failed::Overtaken);
+    }
+    count(&core.metrics.backups);
     core.note_backup(&made.written, made.manifest.revision).await;
-    Ok(())
+    Ok(last)
 }
 
-/// `20261122T180000Z`
-fn stamp(time: Time) -> String {
-    time.whole_seconds().to_string().replace(['-', ':'], "")
+/// Reads again what lies there now: signature and digests, without a key.
+async fn prove(source: Box<dyn Read + Send>, written: &Written) -> Result<(), Failed> {
+    let (signer, digest) = (written.head.signer.fingerprint(), written.digest);
+    let proving = tokio::task::spawn_blocking(move || backup::check(source, &Trust::Pinned(vec![signer])));
+    let checked = proving.await.map_err(|error| Failed::Core(error.to_string()))??;
+    if checked.digest == digest { Ok(()) } else { Err(Failed::Core("what lies there is another backup".into())) }
 }
 
-fn time_of(name: &str, cluster: &str) -> Option<Time> {
-    let stamp = name.strip_prefix(cluster)?.strip_prefix('-')?.strip_suffix(SUFFIX)?;
-    let part = |from: usize, to: usize| stamp.get(from..to);
-    if stamp.len() != 16 {
-        return None;
-    }
-    let (year, month, day) = (part(0, 4)?, part(4, 6)?, part(6, 8)?);
-    let (hour, minute, second) = (part(9, 11)?, part(11, 13)?, part(13, 15)?);
-    format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z").parse().ok()
-}
-
-/// Our files, oldest first.
-fn ours(dir: &Path, cluster: &str) -> io::Result<Vec<(Time, PathBuf)>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        let time = path.file_name().and_then(|name| name.to_str()).and_then(|name| time_of(name, cluster));
-        if let Some(time) = time.filter(|_| path.is_file()) {
-            found.push((time, path));
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn newest(dir: &Path, cluster: &str) -> Option<Time> {
-    ours(dir, cluster).ok()?.last().map(|(time, _)| *time)
-}
-
-fn prune(dir: &Path, cluster: &str, keep: usize) -> io::Result<()> {
-    let all = ours(dir, cluster)?;
+/// Removes the oldest beyond `keep`; never the one that was just made.
+async fn prune(place: &Opened, cluster: &str, keep: usize, made: &str) -> Result<(), PlaceError> {
+    let all = place.list(Some(cluster)).await?;
     let surplus = all.len().saturating_sub(keep.max(1));
-    all.iter().take(surplus).try_for_each(|(_, path)| fs::remove_file(path))
+    for old in all.iter().take(surplus).filter(|found| found.name != made) {
+        place.remove(&old.name).await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
-    #[test]
-    fn only_files_of_this_cluster_and_form_are_counted_and_removed() {
+    #[tokio::test]
+    async fn only_files_of_this_cluster_and_form_are_counted_and_removed() {
         let dir = tempfile::tempdir().unwrap();
+        let place = Opened::new(&Place::Dir(dir.path().to_owned())).await.unwrap();
         let times: Vec<Time> = (0..5).map(|day| Time::from_unix(1_800_000_000 + day * 86_400)).collect();
-        let named = |cluster: &str, time: Time| format!("{cluster}-{}{SUFFIX}", stamp(time));
         for time in &times {
-            fs::write(dir.path().join(named("demo", *time)), "x").unwrap();
+            fs::write(dir.path().join(name_of("demo", *time)), "x").unwrap();
         }
         let others =
-            ["demo-notes.lgbackup".to_owned(), named("demo2", times[0]), "demo-20270115T080000Z.txt".into(), named("other", times[0])];
+            ["demo-notes.lgbackup".to_owned(), name_of("demo2", times[0]), "demo-20270115T080000Z.txt".into(), name_of("other", times[0])];
         for name in &others {
             fs::write(dir.path().join(name), "x").unwrap();
         }
-        assert_eq!(newest(dir.path(), "demo"), Some(times[4]));
-        prune(dir.path(), "demo", 2).unwrap();
-        assert_eq!(ours(dir.path(), "demo").unwrap().iter().map(|(time, _)| *time).collect::<Vec<_>>(), times[3..]);
+        let left = async || place.list(Some("demo")).await.unwrap().into_iter().map(|found| found.made).collect::<Vec<_>>();
+        prune(&place, "demo", 2, &name_of("demo", times[4])).await.unwrap();
+        assert_eq!(left().await, times[3..]);
         assert!(others.iter().all(|name| dir.path().join(name).exists()));
-        prune(dir.path(), "demo", 0).unwrap();
-        assert_eq!(ours(dir.path(), "demo").unwrap().len(), 1, "the newest always stays");
+        prune(&place, "demo", 0, &name_of("demo", times[4])).await.unwrap();
+        assert_eq!(left().await, times[4..], "the newest always stays");
     }
+
+    #[test]
+    fn whoever_made_the_last_is_the_first_to_make_the_next() {
+        let (own, other) = (HostId::from_uuid(uuid::Uuid::from_u128(1)), HostId::from_uuid(uuid::Uuid::from_u128(2)));
+        let at = Time::from_unix(1_800_000_000);
+        let last = |by| Last {
+            at,
+            name: "x".into(),
+            id: "x".into(),
+            digest: "x".into(),
+            bytes: 1,
+            by,
+            node: NodeName::new("x").unwrap(),
+            extra: Extra::new(),
+        };
+        let check = |last: Option<Last>, every: u64, seconds: Option<u64>| {
+            let expected = seconds.map(|seconds| at.plus(Duration::from_secs(seconds)));
+            assert_eq!(due(last.as_ref(), own, Duration::from_secs(every)), expected);
+        };
+        check(None, 3600, None);
+        check(Some(last(own)), 3600, Some(3600));
+        check(Some(last(other)), 3600, Some(3630));
+        check(Some(last(other)), 60, Some(66));
+    }
+    use types::NodeName;
 }

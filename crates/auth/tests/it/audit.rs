@@ -49,6 +49,72 @@ async fn attack_row_32_a_changed_log_is_noticed_through_the_api() {
     assert!(!broken.intact && broken.fault.contains("was changed"), "{}", broken.fault);
 }
 
+async fn export(client: &mut Client, from: &str) -> Result<(String, wire::audit::Runs), types::Public> {
+    let ask = pb::ExportEventsRequest { from: from.into(), to: String::new() };
+    let mut stream = client.export_events(ask).await.map_err(|status| pb::from_status(&status))?.into_inner();
+    let mut text = String::new();
+    loop {
+        let chunk = stream.message().await.map_err(|status| pb::from_status(&status))?.expect("the last piece says that it is the last");
+        text.push_str(std::str::from_utf8(&chunk.lines).unwrap());
+        if !chunk.done.is_empty() {
+            break;
+        }
+    }
+    let mut runs = wire::audit::Runs::default();
+    text.lines().for_each(|line| runs.take(line.as_bytes()).unwrap());
+    Ok((text, runs))
+}
+
+#[tokio::test]
+async fn an_export_proves_itself_and_is_for_auditors_alone() {
+    let cluster = Cluster::start().await;
+    let (mut alice, ..) = cluster.logged_in("alice", &["access"], &["app"]).await;
+    let (mut auditor, ..) = cluster.logged_in("ann", &["auditor"], &[]).await;
+    assert!(export(&mut alice, "").await.unwrap_err().is(Code::AccessDenied));
+    let (text, runs) = export(&mut auditor, "").await.unwrap();
+    let run = runs.runs()[&host_id(1)];
+    let verified = cluster.admin().verify_audit(pb::Empty {}).await.unwrap().into_inner();
+    assert_eq!((run.begin.events, run.end.events, run.end.hash.to_string()), (0, verified.events, verified.head));
+    // It tells of itself.
+    assert!(text.lines().last().unwrap().contains("\"audit.export\"") && text.lines().last().unwrap().contains("\"ann\""));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_postgresql_every_auth_service_finds_exports_and_proves_the_events_of_all() {
+    let shared = crate::several::Shared::new();
+    let options = crate::servers::postgres_options(crate::servers::postgres().port, "api");
+    let start = async |number: u128| {
+        let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+        let mut config = shared.config(number, dir.path());
+        config.audit.shared = Some(auth::SharedAudit::new(options.clone()));
+        Cluster::from(dir, config, shared.clock.clone(), "8.1.0").await
+    };
+    let (one, two) = (start(1).await, start(2).await);
+    create(&mut one.admin(), &user_document("alice", &["access"], &["app"])).await.unwrap();
+    create(&mut two.admin(), &user_document("bob", &["access"], &["app"])).await.unwrap();
+    for cluster in [&one, &two] {
+        let seen = crate::several::again("the events of both", || async {
+            let names: Vec<_> = events(cluster, "resource.create").await.iter().map(|event| event.text("name").to_owned()).collect();
+            (names.contains(&"alice".into()) && names.contains(&"bob".into())).then_some(names)
+        });
+        seen.await;
+        let verdict = cluster.admin().verify_audit(pb::Empty {}).await.unwrap().into_inner();
+        assert!(verdict.intact, "{}", verdict.fault);
+        let mut kept: Vec<_> = verdict.chains.iter().map(|chain| (chain.sink.as_str(), chain.name.as_str())).collect();
+        kept.sort_unstable();
+        let own = if verdict.chains[0].name == "auth1" { "auth1" } else { "auth2" };
+        assert_eq!(kept, [("files", own), ("postgres", "auth1"), ("postgres", "auth2")]);
+        let (_, runs) = export(&mut cluster.admin(), "").await.unwrap();
+        assert_eq!(runs.runs().len(), 2);
+        let reply = cluster.admin().search_events(pb::SearchEventsRequest::default()).await.unwrap().into_inner();
+        assert_eq!(reply.note, "");
+    }
+    // An event of one that the other's table lost is noticed by the other.
+    crate::servers::postgres().sql(&format!("DELETE FROM {}.event WHERE instance = '{}' AND index = 1", options.schema, host_id(1)));
+    let verdict = two.admin().verify_audit(pb::Empty {}).await.unwrap().into_inner();
+    assert!(verdict.fault.starts_with("event 1 is missing (the log of auth1 in postgres)"), "{}", verdict.fault);
+}
+
 pub(crate) struct Film {
     description: Vec<u8>,
     pub(crate) bytes: Vec<u8>,
@@ -197,7 +263,7 @@ async fn health_says_that_the_audit_log_cannot_be_written() {
     };
     let trust = net::tls::Authorities::new(file.identity.cluster.clone(), &roots("user"), &roots("host")).unwrap();
     let trust = net::swap::Swap::new(trust);
-    let cluster = Cluster { auth, dir, clock, trust, shutdown: stop, tasks };
+    let cluster = Cluster { auth, dir, clock, trust, shutdown: stop, tasks, says: types::Version::new(8, 1, 0) };
     let mut node = cluster.client(Some(&identity), "node");
     // A refusal is recorded, or tried to.
     let recording = tokio::spawn(async move { node.search_events(pb::SearchEventsRequest::default()).await });

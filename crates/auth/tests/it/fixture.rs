@@ -36,6 +36,8 @@ pub(crate) struct Cluster {
     pub(crate) trust: Swap<Authorities>,
     pub(crate) shutdown: Shutdown,
     pub(crate) tasks: Group,
+    /// What its clients say that they are.
+    pub(crate) says: Version,
 }
 
 /// Keys of one client.
@@ -97,7 +99,13 @@ impl Cluster {
     }
 
     pub(crate) async fn from(dir: Arc<tempfile::TempDir>, config: Config, clock: ManualClock, version: &str) -> Self {
-        let auth = Arc::new(auth::build(config, world(&clock, version)).await.unwrap());
+        Self::in_world(dir, config, clock.clone(), world(&clock, version)).await
+    }
+
+    /// The same, in a world of the test's own.
+    pub(crate) async fn in_world(dir: Arc<tempfile::TempDir>, config: Config, clock: ManualClock, world: World) -> Self {
+        let says = if world.version.major() < 8 { world.version.clone() } else { Version::new(8, 1, 0) };
+        let auth = Arc::new(auth::build(config, world).await.unwrap());
         let (shutdown, tasks) = (Shutdown::new(), Group::new("test"));
         let (running, stop) = (auth.clone(), shutdown.clone());
         tasks.spawn("auth", async move { running.run(stop).await });
@@ -108,7 +116,7 @@ impl Cluster {
             authority.spec.keys.iter().flat_map(|key| tls::identity::certificates_from_pem(key.tls.as_bytes()).unwrap()).collect::<Vec<_>>()
         };
         let trust = Swap::new(Authorities::new(file.identity.cluster.clone(), &roots("user"), &roots("host")).unwrap());
-        Self { auth, dir, clock, trust, shutdown, tasks }
+        Self { auth, dir, clock, trust, shutdown, tasks, says }
     }
 
     pub(crate) async fn stop(self) -> Arc<tempfile::TempDir> {
@@ -157,7 +165,7 @@ impl Cluster {
     }
 
     pub(crate) fn client(&self, identity: Option<&TlsIdentity>, role: &str) -> Client {
-        self.client_saying(identity, Hello::ours(&Version::new(8, 1, 0), role))
+        self.client_saying(identity, Hello::ours(&self.says, role))
     }
 
     pub(crate) fn stranger(&self) -> Client {

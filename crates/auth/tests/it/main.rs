@@ -4,6 +4,7 @@
 //! users and strangers. Stores: memory, and SQLite where a restart matters.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
 
+mod apart;
 mod audit;
 mod backup;
 mod birth;
@@ -13,7 +14,12 @@ mod fixture;
 mod hosts;
 mod join;
 mod login;
+mod migrations;
+mod quarantine;
 mod rights;
+#[path = "../../../store/tests/it/servers/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "what only the store's own tests need of its servers")]
+mod servers;
 mod several;
 mod watch;
 mod windows;

@@ -17,7 +17,7 @@ async fn call(rpc: &str, client: &mut Client) -> Result<(), Public> {
         "Delete" => {
             client.delete(pb::DeleteRequest { kind: "role".into(), name: "access".into(), revision: "999999".into() }).await.map(drop)
         }
-        "Watch" => client.watch(pb::WatchRequest { kinds: vec!["token".into()], from: 0 }).await.map(drop),
+        "Watch" => client.watch(pb::WatchRequest { kinds: vec!["token".into()], ..Default::default() }).await.map(drop),
         "Join" => client.join(pb::JoinRequest::default()).await.map(drop),
         "RenewHost" => client.renew_host(pb::RenewHostRequest::default()).await.map(drop),
         "Login" => client.login(pb::LoginRequest::default()).await.map(drop),
@@ -28,13 +28,26 @@ async fn call(rpc: &str, client: &mut Client) -> Result<(), Public> {
         "CreateInvite" => client.create_invite(pb::CreateInviteRequest { user: "zed".into(), ttl: 0 }).await.map(drop),
         "CreateToken" => client.create_token(pb::CreateTokenRequest::default()).await.map(drop),
         "CreateBackup" => client.create_backup(pb::CreateBackupRequest::default()).await.map(drop),
+        "GetWindows" => client.get_windows(pb::Empty {}).await.map(drop),
+        "MoveWindow" => client.move_window(pb::MoveWindowRequest::default()).await.map(drop),
+        "EvictMember" => client.evict_member(pb::EvictMemberRequest::default()).await.map(drop),
+        "ListMigrations" => client.list_migrations(pb::Empty {}).await.map(drop),
+        "ListBadRows" => client.list_bad_rows(pb::ListBadRowsRequest::default()).await.map(drop),
+        "RepairRow" => client.repair_row(pb::RepairRowRequest::default()).await.map(drop),
+        "TurnMigration" => client.turn_migration(pb::TurnMigrationRequest::default()).await.map(drop),
         "Heartbeat" => client.heartbeat(pb::HeartbeatRequest::default()).await.map(drop),
+        "ReportQuarantine" => client.report_quarantine(pb::ReportQuarantineRequest::default()).await.map(drop),
         "EmitEvents" => client.emit_events(pb::EmitEventsRequest::default()).await.map(drop),
         "SearchEvents" => client.search_events(pb::SearchEventsRequest::default()).await.map(drop),
         "VerifyAudit" => client.verify_audit(pb::Empty {}).await.map(drop),
+        "ExportEvents" => client.export_events(pb::ExportEventsRequest::default()).await.map(drop),
         "UploadRecording" => client.upload_recording(tokio_stream::iter([pb::RecordingChunk::default()])).await.map(drop),
         "ListRecordings" => client.list_recordings(pb::ListRecordingsRequest::default()).await.map(drop),
         "ReadRecording" => client.read_recording(pb::ReadRecordingRequest { session: host_id(5).to_string(), offset: 0 }).await.map(drop),
+        "ListOwnRecordings" => client.list_own_recordings(pb::ListOwnRecordingsRequest::default()).await.map(drop),
+        "ReadOwnRecording" => {
+            client.read_own_recording(pb::ReadRecordingRequest { session: host_id(5).to_string(), offset: 0 }).await.map(drop)
+        }
         other => panic!("{other} is not in this walk: add it, with who may call it"),
     };
     answer.map_err(|status| pb::from_status(&status))
@@ -60,13 +73,25 @@ const TABLE: &[(&str, [char; 5])] = &[
     ("CreateInvite", ['x', 'x', 'x', 'x', '+']),
     ("CreateToken", ['x', 'x', 'x', 'x', '+']),
     ("CreateBackup", ['x', 'x', 'x', 'x', '+']),
+    ("GetWindows", ['x', 'x', 'x', 'x', '+']),
+    ("MoveWindow", ['x', 'x', 'x', 'x', '+']),
+    ("EvictMember", ['x', 'x', 'x', 'x', '+']),
+    ("ListMigrations", ['x', 'x', 'x', 'x', '+']),
+    ("ListBadRows", ['x', 'x', 'x', 'x', '+']),
+    ("RepairRow", ['x', 'x', 'x', 'x', '+']),
+    ("TurnMigration", ['x', 'x', 'x', 'x', '+']),
     ("Heartbeat", ['x', 'x', '+', '+', '+']),
+    ("ReportQuarantine", ['x', 'x', 'x', '+', 'x']),
     ("EmitEvents", ['x', 'x', '+', '+', 'x']),
     ("SearchEvents", ['x', 'x', 'x', 'x', '+']),
     ("VerifyAudit", ['x', 'x', 'x', 'x', '+']),
+    ("ExportEvents", ['x', 'x', 'x', 'x', '+']),
     ("UploadRecording", ['x', 'x', '+', 'x', '+']),
     ("ListRecordings", ['x', '+', 'x', 'x', '+']),
     ("ReadRecording", ['x', '+', 'x', 'x', '+']),
+    // Between Auth Services, which are none of these.
+    ("ListOwnRecordings", ['x', 'x', 'x', 'x', 'x']),
+    ("ReadOwnRecording", ['x', 'x', 'x', 'x', 'x']),
 ];
 
 #[tokio::test]

@@ -5,10 +5,9 @@ use crate::{
     fixture::*,
 };
 use auth::{Storage, password::otp_code};
-use futures::future::BoxFuture;
 use net::clock::ManualClock;
 use std::{sync::Arc, time::Duration};
-use store::{Batch, Key, Memory, Store};
+use store::{Batch, Handle, Key, Memory, Store};
 use types::{Code, NodeName, SystemRole, Time};
 use wire::api as pb;
 
@@ -16,47 +15,6 @@ struct Hands(ManualClock);
 impl store::Clock for Hands {
     fn now(&self) -> Time {
         net::clock::Clock::now(&self.0)
-    }
-}
-
-/// One Auth Service's own connection to the store that all share: closing it closes no other's.
-pub(crate) struct Own(pub(crate) Arc<dyn Store>);
-impl Store for Own {
-    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<store::Item>, store::StoreError>> {
-        self.0.get(key)
-    }
-    fn range<'a>(&'a self, from: &'a Key, to: &'a Key, limit: usize) -> BoxFuture<'a, Result<store::Page, store::StoreError>> {
-        self.0.range(from, to, limit)
-    }
-    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<store::Committed, store::CommitError>> {
-        self.0.commit(batch)
-    }
-    fn keep_alive<'a>(
-        &'a self,
-        key: &'a Key,
-        revision: Option<u64>,
-        expires: Time,
-        writer: Option<store::WriterEpoch>,
-    ) -> BoxFuture<'a, Result<store::Committed, store::CommitError>> {
-        self.0.keep_alive(key, revision, expires, writer)
-    }
-    fn expire_due(&self) -> BoxFuture<'_, Result<usize, store::StoreError>> {
-        self.0.expire_due()
-    }
-    fn watch(&self, prefixes: Vec<Key>, from: Option<u64>) -> BoxFuture<'_, Result<store::Watch, store::WatchError>> {
-        self.0.watch(prefixes, from)
-    }
-    fn snapshot(&self) -> BoxFuture<'_, Result<store::Snapshot, store::StoreError>> {
-        self.0.snapshot()
-    }
-    fn revision(&self) -> BoxFuture<'_, Result<u64, store::StoreError>> {
-        self.0.revision()
-    }
-    fn clock(&self) -> Arc<dyn store::Clock> {
-        self.0.clock()
-    }
-    fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {})
     }
 }
 
@@ -76,7 +34,7 @@ impl Shared {
 
     pub(crate) fn config(&self, number: u128, dir: &std::path::Path) -> auth::Config {
         auth::Config {
-            storage: Storage::Open(Arc::new(Own(self.store.clone()))),
+            storage: Storage::Open(Arc::new(Handle::on(self.store.clone()))),
             host_id: host_id(number),
             node_name: NodeName::new(format!("auth{number}")).unwrap(),
             recordings_dir: Some(self.recordings.path().to_owned()),
@@ -84,8 +42,14 @@ impl Shared {
         }
     }
 
-    async fn start(&self, number: u128) -> Cluster {
+    pub(crate) async fn start(&self, number: u128) -> Cluster {
         self.start_in(number, Arc::new(tempfile::tempdir().unwrap())).await
+    }
+
+    /// With recordings in a directory of its own.
+    pub(crate) async fn start_apart(&self, number: u128, dir: Arc<tempfile::TempDir>) -> Cluster {
+        let config = auth::Config { recordings_dir: None, ..self.config(number, dir.path()) };
+        Cluster::from(dir, config, self.clock.clone(), "8.1.0").await
     }
 
     async fn start_in(&self, number: u128, dir: Arc<tempfile::TempDir>) -> Cluster {
@@ -100,15 +64,37 @@ pub(crate) async fn pair() -> (Shared, Cluster, Cluster) {
     (shared, one, two)
 }
 
-/// The other's mirror follows by the store's watch.
-pub(crate) async fn soon<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
-    for _ in 0..500 {
-        if let Some(found) = look().await {
-            return found;
+/// Looks again after each change of the store, once these show it.
+pub(crate) async fn soon<T, F: Future<Output = Option<T>>>(
+    shared: &Shared,
+    auths: &[&Cluster],
+    what: &str,
+    mut look: impl FnMut() -> F,
+) -> T {
+    let looking = async {
+        let mut changes = shared.store.watch(Vec::new(), None).await.unwrap();
+        loop {
+            futures::future::join_all(auths.iter().map(|cluster| cluster.auth.caught_up())).await;
+            if let Some(found) = look().await {
+                return found;
+            }
+            changes.next().await.unwrap().unwrap();
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("not within five seconds: {what}")
+    };
+    tokio::time::timeout(Duration::from_secs(20), looking).await.unwrap_or_else(|_| panic!("not within twenty seconds: {what}"))
+}
+
+/// The same for what is outside the store: asks again when the last answer has come.
+pub(crate) async fn again<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let looking = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), looking).await.unwrap_or_else(|_| panic!("not within twenty seconds: {what}"))
 }
 
 #[tokio::test]
@@ -126,9 +112,9 @@ async fn six_started_at_once_on_an_empty_store_are_one_cluster() {
 async fn what_one_writes_the_other_serves_and_refuses() {
     let (_shared, one, two) = pair().await;
     let secret = one.user("alice", &["access"], &["app"]).await;
-    soon("the user at the other", || async { get(&mut two.admin(), "user", "alice").await.ok() }).await;
-    soon("the user in the other's lists", || async { names(&mut two.admin(), "user").await.contains(&"alice".to_owned()).then_some(()) })
-        .await;
+    two.auth.caught_up().await;
+    get(&mut two.admin(), "user", "alice").await.unwrap();
+    assert_eq!(names(&mut two.admin(), "user").await, ["alice"]);
     let keys = Keys::new();
     let code = otp_code(&secret, one.now()).unwrap();
     let reply = two.proxy().await.login(login_request("alice", PASSWORD, &code, &keys)).await.unwrap().into_inner();
@@ -137,18 +123,15 @@ async fn what_one_writes_the_other_serves_and_refuses() {
     alice.get(pb::GetRequest { kind: "user".into(), name: "alice".into() }).await.unwrap();
     let lock = serde_json::json!({"kind": "lock", "version": "v1", "metadata": {"name": "l"}, "spec": {"target": {"user": "alice"}}});
     create(&mut two.admin(), &document(lock)).await.unwrap();
-    let refused = soon("the lock at the other", || async {
-        alice.clone().get(pb::GetRequest { kind: "user".into(), name: "alice".into() }).await.err()
-    });
-    assert!(pb::from_status(&refused.await).is(Code::AccessLocked));
+    one.auth.caught_up().await;
+    assert!(error(alice.get(pb::GetRequest { kind: "user".into(), name: "alice".into() }).await).is(Code::AccessLocked));
 }
 
 #[tokio::test]
 async fn an_invitation_is_accepted_once_and_a_code_is_used_once_whichever_is_asked() {
     let (shared, one, two) = pair().await;
     create(&mut one.admin(), &user_document("alice", &["access"], &["app"])).await.unwrap();
-    soon("the user", || async { get(&mut two.admin(), "user", "alice").await.ok() }).await;
-    soon("the user in lists", || async { names(&mut two.admin(), "user").await.contains(&"alice".to_owned()).then_some(()) }).await;
+    two.auth.caught_up().await;
     let invite = one.admin().create_invite(pb::CreateInviteRequest { user: "alice".into(), ttl: 0 }).await.unwrap().into_inner();
     let (mut here, mut there) = (one.proxy().await, two.proxy().await);
     let shown = there.get_invite(pb::GetInviteRequest { secret: invite.secret.clone() }).await.unwrap().into_inner();
@@ -177,7 +160,7 @@ async fn an_invitation_is_accepted_once_and_a_code_is_used_once_whichever_is_ask
 async fn attack_row_24_wrong_guesses_at_several_auth_services_count_together() {
     let (_shared, one, two) = pair().await;
     one.user("alice", &["access"], &["app"]).await;
-    soon("the user in lists", || async { names(&mut two.admin(), "user").await.contains(&"alice".to_owned()).then_some(()) }).await;
+    two.auth.caught_up().await;
     let (here, there) = (one.proxy().await, two.proxy().await);
     let guesses = (0..12).map(|number| {
         let mut proxy = if number % 2 == 0 { here.clone() } else { there.clone() };
@@ -233,7 +216,8 @@ async fn each_keeps_its_own_audit_log_says_so_and_cannot_show_anothers() {
         let mut admin = cluster.admin();
         async move { admin.verify_audit(pb::Empty {}).await.unwrap().into_inner() }
     };
-    let verdict = soon("both in the inventory", || async { Some(seen(&one).await).filter(|verdict| verdict.note.contains("auth2")) }).await;
+    let noted = || async { Some(seen(&one).await).filter(|verdict| verdict.note.contains("auth2")) };
+    let verdict = soon(&shared, &[&one], "both in the inventory", noted).await;
     assert!(
         verdict.intact && verdict.note.starts_with("this is the log of auth1; other Auth Services keep their own: auth2 (127.0.0.1:"),
         "{}",
@@ -247,7 +231,7 @@ async fn each_keeps_its_own_audit_log_says_so_and_cannot_show_anothers() {
     // Whoever puts the longer log of one in place of the other's is found out.
     let anchor = Key::parse(format!("internal/audit/anchor/{}", host_id(1))).unwrap();
     one.shutdown.stop();
-    soon("its log's end in the store", || async { shared.store.get(&anchor).await.unwrap() }).await;
+    soon(&shared, &[], "its log's end in the store", || async { shared.store.get(&anchor).await.unwrap() }).await;
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("auth")).unwrap();
     std::fs::rename(two.dir.path().join("auth/audit"), dir.path().join("auth/audit")).unwrap();
@@ -286,18 +270,20 @@ async fn after_a_restore_one_log_goes_on_behind_the_backups_and_the_others_begin
 #[tokio::test]
 async fn what_lapses_goes_once_however_many_look_after_it() {
     let (shared, one, two) = pair().await;
-    let make = pb::CreateTokenRequest { roles: vec!["node".into()], ttl: 60, ..Default::default() };
-    let name = one.admin().create_token(make).await.unwrap().into_inner().name;
-    soon("the token", || async { names(&mut two.admin(), "token").await.contains(&name).then_some(()) }).await;
     let mut watch = shared.store.watch(vec![Key::dir(["doc", "token"]).unwrap()], None).await.unwrap();
     watch.next().await.unwrap().unwrap();
-    shared.clock.advance(Duration::from_secs(61));
-    // Housekeeping of both looks each second; nobody shows it meanwhile.
-    let gone = tokio::time::timeout(Duration::from_secs(10), watch.next()).await.unwrap().unwrap().unwrap();
-    assert!(matches!(&gone, store::Event::Delete { key, .. } if key.to_string().ends_with(&name)), "{gone:?}");
-    assert!(tokio::time::timeout(Duration::from_millis(1500), watch.next()).await.is_err(), "it was deleted again");
-    for cluster in [&one, &two] {
-        assert!(!names(&mut cluster.admin(), "token").await.contains(&name));
+    // Housekeeping of both looks each second; by the third token's end everybody had looked after the first's.
+    for _ in 0..3 {
+        let make = pb::CreateTokenRequest { roles: vec!["node".into()], ttl: 60, ..Default::default() };
+        let name = one.admin().create_token(make).await.unwrap().into_inner().name;
+        shared.clock.advance(Duration::from_secs(61));
+        let mut next = async || tokio::time::timeout(Duration::from_secs(10), watch.next()).await.unwrap().unwrap().unwrap();
+        let (made, gone) = (next().await, next().await);
+        assert!(matches!(&made, store::Event::Put(item) if item.key.to_string().ends_with(&name)), "{made:?}");
+        assert!(matches!(&gone, store::Event::Delete { key, .. } if key.to_string().ends_with(&name)), "{gone:?}");
+        for cluster in [&one, &two] {
+            assert!(!names(&mut cluster.admin(), "token").await.contains(&name));
+        }
     }
 }
 
@@ -335,7 +321,7 @@ async fn recordings_in_a_shared_directory_are_listed_and_read_at_each_and_taken_
 
 #[tokio::test]
 async fn every_auth_service_stands_in_the_inventory_with_its_address_and_says_when_it_leaves() {
-    let (_shared, one, two) = pair().await;
+    let (shared, one, two) = pair().await;
     let all = || async {
         let mut found = Vec::new();
         for name in names(&mut one.admin(), "member").await {
@@ -343,11 +329,12 @@ async fn every_auth_service_stands_in_the_inventory_with_its_address_and_says_wh
         }
         found
     };
-    let found = soon("both", || async { Some(all().await).filter(|found| found.len() == 2) }).await;
+    let found = soon(&shared, &[&one], "both", || async { Some(all().await).filter(|found| found.len() == 2) }).await;
     for (document, cluster) in found.iter().zip([&one, &two]) {
         assert_eq!(document.spec["auth_addr"], cluster.auth.local_addr().to_string());
         assert_eq!((&document.spec["state"], &document.spec["roles"][0]), (&"active".into(), &"auth".into()));
     }
     two.shutdown.drain();
-    soon("it drains", || async { all().await.iter().any(|document| document.spec["state"] == "draining").then_some(()) }).await;
+    let drains = || async { all().await.iter().any(|document| document.spec["state"] == "draining").then_some(()) };
+    soon(&shared, &[&one], "it drains", drains).await;
 }

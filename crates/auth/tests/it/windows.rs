@@ -2,7 +2,7 @@
 
 use crate::{
     fixture::*,
-    several::{Own, Shared, pair, soon},
+    several::{Shared, pair, soon},
 };
 use auth::Storage;
 use futures::future::BoxFuture;
@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
-use store::{Batch, Key, Store};
+use store::{Batch, Handle, Key, Store};
 use types::{Code, ControlRecord, SystemRole, Time, Version};
 use upgrade::barrier::Move;
 use wire::{api as pb, hello::Hello};
@@ -42,13 +42,12 @@ async fn the_windows_widen_once_every_auth_service_has_acknowledged_and_those_in
     let back = one.auth.move_windows(&narrow("auth", 8, 8), LONG).await.unwrap();
     assert!(back.min_writer_epoch > wide.min_writer_epoch);
     for (number, cluster) in [&one, &two].into_iter().enumerate() {
-        soon("it writes again", || async {
+        soon(&shared, &[cluster], "it writes again", || async {
             create(&mut cluster.admin(), &role_document(&format!("after-{number}"), serde_json::json!({}))).await.ok()
         })
         .await;
     }
     two.auth.move_windows(&widen("auth", 9), LONG).await.unwrap();
-    drop(shared);
 }
 
 #[tokio::test]
@@ -60,7 +59,7 @@ async fn a_widening_waits_for_an_auth_service_that_does_not_acknowledge_until_it
     let ends = net::clock::Clock::now(&shared.clock).plus(Duration::from_secs(60));
     shared.store.commit(Batch::new(None).put(key, silent.to_string().into_bytes(), Some(ends))).await.unwrap();
     let refused = one.auth.move_windows(&widen("auth", 9), Duration::from_millis(500)).await.unwrap_err();
-    assert!(refused.is(Code::VersionWindow) && refused.message.contains("auth3 at 10.0.0.3:3025 (8.0.1)"), "{refused}");
+    assert!(refused.is(Code::UpgradeWaits) && refused.message.contains("auth3 at 10.0.0.3:3025 (8.0.1)"), "{refused}");
     let up = widen("auth", 9);
     let waiting = one.auth.move_windows(&up, LONG);
     let lapsing = async { shared.clock.advance(Duration::from_secs(61)) };
@@ -73,7 +72,7 @@ async fn who_stands_outside_the_new_windows_is_cut_off_at_every_auth_service_and
     let (_shared, one, two) = pair().await;
     let (_, _, identity) = one.member(11, SystemRole::Node).await;
     let old = |cluster: &Cluster| cluster.client_saying(Some(&identity), Hello::ours(&Version::new(7, 9, 0), "node"));
-    let ask = || pb::WatchRequest { kinds: vec!["role".into()], from: 0 };
+    let ask = || pb::WatchRequest { kinds: vec!["role".into()], ..Default::default() };
     let mut watches = Vec::new();
     for cluster in [&one, &two] {
         watches.push(old(cluster).watch(ask()).await.unwrap().into_inner());
@@ -90,9 +89,129 @@ async fn who_stands_outside_the_new_windows_is_cut_off_at_every_auth_service_and
     }
 }
 
+async fn step(client: &mut Client, role: &str, wanted: pb::move_window_request::Move) -> Result<ControlRecord, types::Public> {
+    let ask = pb::MoveWindowRequest { role: role.into(), r#move: Some(wanted), patience: 1 };
+    let reply = client.move_window(ask).await.map_err(|status| pb::from_status(&status))?;
+    Ok(serde_json::from_slice(&reply.into_inner().control).unwrap())
+}
+fn to(major: u64) -> pb::move_window_request::Move {
+    pb::move_window_request::Move::Narrow(major)
+}
+fn and(major: u64) -> pb::move_window_request::Move {
+    pb::move_window_request::Move::Widen(major)
+}
+
+#[tokio::test]
+async fn windows_are_moved_over_the_api_one_legal_step_at_a_time_and_every_refusal_names_the_cure() {
+    let (shared, one, _two) = pair().await;
+    let mut admin = one.admin();
+    let seen = admin.get_windows(pb::Empty {}).await.unwrap().into_inner();
+    assert!(seen.seats.iter().all(|seat| seat.acknowledged == 1 && seat.version == "8.1.0") && seen.seats.len() == 2, "{:?}", seen.seats);
+    let check = async |role: &str, wanted, cure: &str| {
+        let refused = step(&mut one.admin(), role, wanted).await.unwrap_err();
+        assert!(refused.is(Code::UpgradeRefused), "{role}: {refused}");
+        assert!(refused.hint.as_ref().is_some_and(|hint| hint.contains(cure)), "{role}: {refused:?}");
+    };
+    // At rest members one behind may join: that ends first.
+    check("auth", and(9), "tctl windows narrow proxy 8").await;
+    check("proxy", to(9), "tctl windows widen proxy 9").await;
+    check("gateway", and(9), "roles are auth, proxy, agent, draining, leaf").await;
+    for role in ["proxy", "agent", "draining", "leaf"] {
+        step(&mut admin, role, to(8)).await.unwrap();
+    }
+    check("proxy", and(9), "tctl windows narrow auth 9").await;
+    check("auth", and(10), "one major at a time: 7 or 9").await;
+    check("auth", and(7), "only a backup").await;
+    // A member that is there.
+    one.member(11, SystemRole::Node).await.0.heartbeat(member_only(beat(11, "web-17", &[], 0))).await.unwrap();
+    let wide = step(&mut admin, "auth", and(9)).await.unwrap();
+    assert_eq!((wide.windows["auth"].lo, wide.windows["auth"].hi), (8, 9));
+    check("auth", to(9), "tctl windows evict").await;
+    let evict = |reason: &str| pb::EvictMemberRequest { host_id: host_id(11).to_string(), reason: reason.into() };
+    let present = error(admin.evict_member(evict("x")).await);
+    assert!(present.is(Code::UpgradeRefused) && present.message.contains("node11 reported"), "{present}");
+    shared.clock.advance(Duration::from_secs(230));
+    let record = admin.evict_member(evict("scrapped")).await.unwrap().into_inner();
+    let record: ControlRecord = serde_json::from_slice(&record.control).unwrap();
+    assert_eq!((&record.evictions[0]["hostname"], &record.evictions[0]["reason"]), (&"node11".into(), &"scrapped".into()));
+    assert!(
+        error(admin.evict_member(pb::EvictMemberRequest { host_id: host_id(44).to_string(), ..Default::default() }).await)
+            .is(Code::NotFound)
+    );
+    // Back as it was.
+    let back = step(&mut admin, "auth", to(8)).await.unwrap();
+    assert_eq!(back.windows["auth"].shut, Some(9));
+    assert!(back.min_writer_epoch > wide.min_writer_epoch);
+    let moved = events(&one, "upgrade.window").await;
+    let told = |code: &str| moved.iter().filter(|event| event.code == code).count();
+    assert_eq!((told("LU001I"), moved[0].text("role")), (6, "auth"), "{moved:?}");
+    assert!(told("LU001W") >= 6 && moved.iter().all(|event| event.text("user").starts_with("admin@")));
+    assert_eq!(events(&one, "upgrade.evict").await.len(), 1);
+    assert_eq!(events(&one, "version.refused").await.len(), 0, "no version was refused to anybody");
+}
+
+#[tokio::test]
+async fn moving_windows_is_a_right_of_its_own() {
+    let cluster = Cluster::start().await;
+    let rule = |verbs: serde_json::Value| serde_json::json!({"allow": {"rules": [{"resources": ["control"], "verbs": verbs}]}});
+    create(&mut cluster.admin(), &role_document("looks", rule(serde_json::json!(["read"])))).await.unwrap();
+    create(&mut cluster.admin(), &role_document("moves", rule(serde_json::json!(["read", "update"])))).await.unwrap();
+    let check = async |user: &str, role: &str, (reads, writes)| {
+        let (mut client, ..) = cluster.logged_in(user, &[role], &[]).await;
+        let seen = client.get_windows(pb::Empty {}).await.is_ok() && client.list_migrations(pb::Empty {}).await.is_ok();
+        let moved = step(&mut client, "proxy", to(8)).await;
+        let denied = moved.as_ref().is_err_and(|public| public.is(Code::AccessDenied));
+        assert_eq!((seen, !denied), (reads, writes), "{role}: {moved:?}");
+        let rows = client.list_bad_rows(pb::ListBadRowsRequest { migration: "x".into() }).await.map_err(|status| pb::from_status(&status));
+        assert!(rows.unwrap_err().is(if writes { Code::NotFound } else { Code::AccessDenied }), "{role}");
+    };
+    check("ann", "access", (false, false)).await;
+    check("aud", "auditor", (false, false)).await;
+    check("liz", "looks", (true, false)).await;
+    check("mo", "moves", (true, true)).await;
+    check("ed", "editor", (true, true)).await;
+}
+
+#[tokio::test]
+async fn a_newer_auth_service_that_was_shut_out_again_neither_follows_nor_comes_back_by_itself() {
+    let (shared, one, two) = pair().await;
+    settle(&one).await;
+    two.stop().await;
+    one.auth.move_windows(&widen("auth", 9), LONG).await.unwrap();
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let nine = Box::pin(Cluster::from(dir.clone(), shared.config(9, dir.path()), shared.clock.clone(), "9.0.0")).await;
+    create(&mut nine.admin(), &role_document("by-nine", serde_json::json!({}))).await.unwrap();
+    let refused = one.auth.move_windows(&narrow("auth", 8, 8), LONG).await.unwrap_err();
+    assert!(refused.is(Code::UpgradeRefused) && refused.message.contains("auth9"), "{refused}");
+    // It hangs, as far as the others can see: no seat, no document.
+    let seat = Key::new(["internal", "auth", &host_id(9).to_string()]).unwrap();
+    let member = Key::new(["doc", "member", &host_id(9).to_string()]).unwrap();
+    let narrowed = soon(&shared, &[&one], "auth9 is away", || async {
+        shared.store.commit(Batch::new(None).delete(seat.clone()).delete(member.clone())).await.unwrap();
+        one.auth.move_windows(&narrow("auth", 8, 8), Duration::ZERO).await.ok()
+    })
+    .await;
+    assert_eq!(narrowed.windows["auth"].shut, Some(9));
+    // It lives all the time, and hears of it: it is fenced, takes no new epoch, and admits nobody.
+    nine.auth.caught_up().await;
+    let name = |n: usize| role_document(&format!("late-{n}"), serde_json::json!({}));
+    for n in 0..3 {
+        let late = create(&mut nine.admin(), &name(n)).await.unwrap_err();
+        assert!(late.is(Code::StoreFenced), "{late}");
+    }
+    soon(&shared, &[&one], "the other goes on", || async { create(&mut one.admin(), &name(9)).await.ok() }).await;
+    nine.stop().await;
+    // Nor does its next start take the cluster over.
+    let again = auth::build(shared.config(9, dir.path()), world(&shared.clock, "9.0.1")).await;
+    let again = again.err().expect("it took over").public();
+    assert!(again.is(Code::VersionWindow) && again.hint.as_ref().unwrap().contains("tctl windows widen auth 9"), "{again:?}");
+    one.auth.move_windows(&widen("auth", 9), LONG).await.unwrap();
+    drop(auth::build(shared.config(9, dir.path()), world(&shared.clock, "9.0.1")).await.unwrap());
+}
+
 /// The store as one Auth Service of that major sees it: judges each of its writes by the record at that moment.
 struct Judged {
-    own: Own,
+    own: Handle,
     major: u64,
     gate: Arc<tokio::sync::Mutex<()>>,
     broken: Arc<Mutex<Vec<String>>>,
@@ -100,7 +219,7 @@ struct Judged {
 
 impl Judged {
     async fn window(&self) -> Option<types::control::Window> {
-        store::control::read(self.own.0.as_ref()).await.unwrap().map(|stored| stored.record.windows["auth"].clone())
+        store::control::read(&self.own).await.unwrap().map(|stored| stored.record.windows["auth"].clone())
     }
 }
 
@@ -172,7 +291,7 @@ async fn g5_many_auth_services_of_three_majors_at_once_with_kills_never_write_a_
             let (shared, gate, broken) = (shared.clone(), gate.clone(), broken.clone());
             tokio::spawn(async move {
                 let (major, dir) = (7 + rand::random_range(0..3u64), tempfile::tempdir().unwrap());
-                let own = Own(shared.store.clone());
+                let own = Handle::on(shared.store.clone());
                 let config = auth::Config {
                     storage: Storage::Open(Arc::new(Judged { own, major, gate, broken })),
                     ..shared.config(u128::from(number) + 1, dir.path())
