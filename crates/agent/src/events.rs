@@ -1,10 +1,11 @@
 //! Audit events of this host: written to disk at once, delivered in order, forgotten when the Auth Service has them.
 //!
-//! New events are appended to `events.jsonl` and synced; the delivery takes the whole file away under another name, sends
+//! New events are appended to `events.jsonl` and synced, also while a delivery is under way; the delivery takes the whole file away under another name, sends
 //! it in batches, and deletes it after the last was acknowledged. A process that dies in between sends some events twice:
 //! they have uids. When the disk is full, events still travel from memory, and the log says so.
 
 use crate::world::Upstream;
+use futures::future::BoxFuture;
 use net::backoff::Backoff;
 use std::{
     collections::VecDeque,
@@ -15,7 +16,10 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use types::Event;
 
 const QUEUE: usize = 1024;
@@ -29,19 +33,53 @@ const MAX_LINE: usize = 256 * 1024;
 
 /// Where services report events. Clones share the queue.
 #[derive(Clone, Debug)]
-pub struct Audit(mpsc::Sender<Event>);
+pub struct Audit(mpsc::Sender<Report>);
+
+/// An event, and who waits until it is on disk.
+#[derive(Debug)]
+struct Report {
+    event: Event,
+    kept: Option<oneshot::Sender<()>>,
+}
+
+/// The other end of the queue.
+#[derive(Debug)]
+pub struct Reports(mpsc::Receiver<Report>);
+
+impl Reports {
+    /// The next event; nobody waits for it any more.
+    pub async fn recv(&mut self) -> Option<Event> {
+        self.0.recv().await.map(|report| report.event)
+    }
+    /// The next event, if one is there.
+    pub fn try_recv(&mut self) -> Option<Event> {
+        self.0.try_recv().ok().map(|report| report.event)
+    }
+}
 
 impl Audit {
     /// A queue, and its other end for the keeper.
-    pub fn new() -> (Self, mpsc::Receiver<Event>) {
+    pub fn new() -> (Self, Reports) {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        (Self(sender), receiver)
+        (Self(sender), Reports(receiver))
     }
 
     /// Reports an event. Waits when very many wait.
     pub async fn emit(&self, event: Event) {
-        if let Err(lost) = self.0.send(event).await {
-            tracing::error!(event = %lost.0.event, code = %lost.0.code, "an audit event came after the service had stopped");
+        self.report(Report { event, kept: None }).await;
+    }
+
+    /// The same, and returns when the event outlives this process, if the disk takes it.
+    pub async fn emit_kept(&self, event: Event) {
+        let (kept, told) = oneshot::channel();
+        self.report(Report { event, kept: Some(kept) }).await;
+        let _kept_or_nobody_keeps = told.await;
+    }
+
+    async fn report(&self, report: Report) {
+        if let Err(lost) = self.0.send(report).await {
+            let event = lost.0.event;
+            tracing::error!(event = %event.event, code = %event.code, "an audit event came after the service had stopped");
         }
     }
 }
@@ -55,45 +93,53 @@ pub(crate) struct Keeper {
     memory: VecDeque<Event>,
 }
 
+/// What is on its way.
+enum Taken {
+    /// All of `SENDING`.
+    File,
+    /// So many of the oldest in memory.
+    Memory(usize),
+}
+
+type Delivery = BoxFuture<'static, Result<(), types::Public>>;
+
 impl Keeper {
     pub(crate) fn new(dir: &Path, upstream: Arc<dyn Upstream>, backoff: Backoff) -> Self {
         Self { dir: dir.to_owned(), upstream, backoff, memory: VecDeque::new() }
     }
 
-    /// Writes and delivers until every [`Audit`] is gone; then tries for a moment to deliver what is left.
-    pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+    /// Writes and delivers until every [`Audit`] is gone; then tries for a moment to deliver what is left. A delivery that takes long
+    /// keeps nothing from the disk.
+    pub(crate) async fn run(mut self, mut reports: Reports) {
         let mut batch = Vec::new();
-        let mut retry = Duration::ZERO;
+        let mut under_way: Option<(Taken, Delivery)> = None;
+        let mut next = Instant::now();
         loop {
-            let due = self.pending();
+            let due = under_way.is_none() && self.pending();
+            let delivering = async {
+                match &mut under_way {
+                    Some((_, delivery)) => delivery.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                taken = events.recv_many(&mut batch, QUEUE) => {
+                taken = reports.0.recv_many(&mut batch, QUEUE) => {
                     if taken == 0 {
                         break;
                     }
                     self.keep(std::mem::take(&mut batch)).await;
-                    // While the Auth Service is away, new events do not make more attempts.
-                    if !retry.is_zero() {
-                        continue;
-                    }
                 }
-                () = tokio::time::sleep(retry), if due => {}
+                () = tokio::time::sleep_until(next), if due => under_way = self.take_up(),
+                delivered = delivering => {
+                    next = Instant::now() + self.settle(under_way.take().map(|(taken, _)| taken), delivered);
+                }
             }
-            retry = match self.deliver().await {
-                Ok(()) => {
-                    self.backoff.reset();
-                    Duration::ZERO
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "audit events wait in the spool");
-                    self.backoff.next()
-                }
-            };
         }
         let last = async {
-            while let Err(error) = self.deliver().await {
-                tracing::info!(%error, "audit events are not delivered yet");
-                tokio::time::sleep(self.backoff.next()).await;
+            loop {
+                let Some((taken, delivery)) = under_way.take().or_else(|| self.take_up()) else { return };
+                let delivered = delivery.await;
+                tokio::time::sleep(self.settle(Some(taken), delivered)).await;
             }
         };
         if tokio::time::timeout(LAST_DELIVERY, last).await.is_err() {
@@ -105,7 +151,49 @@ impl Keeper {
         !self.memory.is_empty() || self.dir.join(SENDING).exists() || self.dir.join(FRESH).exists()
     }
 
-    async fn keep(&mut self, events: Vec<Event>) {
+    /// Begins to deliver what has waited longest. Only between two writes: the file that is taken away is written no more.
+    fn take_up(&self) -> Option<(Taken, Delivery)> {
+        let (fresh, sending) = (self.dir.join(FRESH), self.dir.join(SENDING));
+        let (taken, events) = if sending.exists() || std::fs::rename(&fresh, &sending).is_ok() {
+            (Taken::File, read(&sending))
+        } else if self.memory.is_empty() {
+            return None;
+        } else {
+            let some: Vec<Event> = self.memory.iter().take(BATCH).cloned().collect();
+            (Taken::Memory(some.len()), some)
+        };
+        let upstream = self.upstream.clone();
+        let delivery = async move {
+            for batch in events.chunks(BATCH) {
+                upstream.events(batch.to_vec()).await?;
+            }
+            Ok(())
+        };
+        Some((taken, Box::pin(delivery)))
+    }
+
+    /// Forgets what was delivered; how long to wait before the next.
+    fn settle(&mut self, taken: Option<Taken>, delivered: Result<(), types::Public>) -> Duration {
+        if let Err(error) = delivered {
+            tracing::debug!(%error, "audit events wait in the spool");
+            return self.backoff.next();
+        }
+        match taken {
+            Some(Taken::File) => {
+                if let Err(error) = std::fs::remove_file(self.dir.join(SENDING)) {
+                    tracing::error!(%error, "delivered audit events cannot be deleted from the spool");
+                    return self.backoff.next();
+                }
+            }
+            Some(Taken::Memory(count)) => drop(self.memory.drain(..count.min(self.memory.len()))),
+            None => {}
+        }
+        self.backoff.reset();
+        Duration::ZERO
+    }
+
+    async fn keep(&mut self, reports: Vec<Report>) {
+        let (events, waiting): (Vec<Event>, Vec<_>) = reports.into_iter().map(|report| (report.event, report.kept)).unzip();
         let path = self.dir.join(FRESH);
         let mut lines = Vec::new();
         for event in &events {
@@ -128,30 +216,10 @@ impl Keeper {
                 }
             }
         }
-    }
-
-    async fn deliver(&mut self) -> Result<(), types::Public> {
-        loop {
-            let (fresh, sending) = (self.dir.join(FRESH), self.dir.join(SENDING));
-            if !sending.exists() && (!fresh.exists() || std::fs::rename(&fresh, &sending).is_err()) {
-                break;
-            }
-            let all = read(&sending);
-            for batch in all.chunks(BATCH) {
-                self.upstream.events(batch.to_vec()).await?;
-            }
-            if let Err(error) = std::fs::remove_file(&sending) {
-                tracing::error!(%error, "delivered audit events cannot be deleted from the spool");
-                break;
-            }
+        // In memory they are as safe as they can be.
+        for kept in waiting.into_iter().flatten() {
+            let _ = kept.send(());
         }
-        while !self.memory.is_empty() {
-            let batch: Vec<Event> = self.memory.iter().take(BATCH).cloned().collect();
-            let len = batch.len();
-            self.upstream.events(batch).await?;
-            self.memory.drain(..len);
-        }
-        Ok(())
     }
 }
 
@@ -172,7 +240,6 @@ fn read(path: &Path) -> Vec<Event> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures::future::BoxFuture;
     use std::sync::Mutex;
     use types::{Code, EventKind, Public, Time, kind::Recording};
 
@@ -232,5 +299,34 @@ mod tests {
         Keeper::new(dir.path(), upstream.clone(), Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1)).run(events).await;
         assert_eq!(upstream.got.lock().unwrap().len(), 3);
         assert!(!dir.path().join(FRESH).exists() && !dir.path().join(SENDING).exists());
+    }
+
+    /// Takes nothing and refuses nothing, as an Auth Service that hangs.
+    struct Hangs;
+    impl Upstream for Hangs {
+        fn events(&self, _events: Vec<Event>) -> BoxFuture<'_, Result<(), Public>> {
+            Box::pin(std::future::pending())
+        }
+        fn recording(&self, _about: Recording, _file: PathBuf) -> BoxFuture<'_, Result<(), Public>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test]
+    async fn events_are_on_disk_although_a_delivery_hangs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (audit, reports) = Audit::new();
+        let keeper = Keeper::new(dir.path(), Arc::new(Hangs), Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1));
+        let report = async {
+            for number in 0..3 {
+                tokio::time::timeout(Duration::from_secs(20), audit.emit_kept(event(number))).await.unwrap();
+            }
+        };
+        tokio::select! {
+            () = keeper.run(reports) => panic!("it ended"),
+            () = report => {}
+        }
+        let kept = [FRESH, SENDING].iter().flat_map(|name| read(&dir.path().join(name)));
+        assert_eq!(kept.map(|event| event.uid.as_u128()).collect::<std::collections::BTreeSet<_>>().len(), 3);
     }
 }

@@ -3,7 +3,7 @@
 //! Each is a task of `service.rs` that waits for a change and puts the new value where the next session, dial or
 //! handshake reads it; what runs goes on as it began.
 
-use crate::{proxies::Proxies, tunnel::Dialer, world::HostKeys};
+use crate::{proxies::Proxies, rescue::Quarantine, tunnel::Dialer, world::HostKeys};
 use client::{cache::Cache, host::HostCredentials, trust::ClusterTrust};
 use net::{
     health::{Board, Health},
@@ -59,16 +59,20 @@ pub(crate) async fn authorities(cache: Cache, dialer: Arc<Dialer>) {
     }
 }
 
-/// Ready when a user could reach it: by port, or by at least one tunnel.
-pub(crate) async fn health(board: Board, proxies: Proxies, given: usize, listens: bool, shutdown: Shutdown) {
+/// Ready when a user could reach it, by port or by at least one tunnel, and the cluster does not refuse its version.
+pub(crate) async fn health(board: Board, proxies: Proxies, quarantine: Quarantine, given: usize, listens: bool, shutdown: Shutdown) {
+    let mut changes = quarantine.changes();
     loop {
+        changes.mark_unchanged();
         let up = proxies.standing();
+        let reached = listens || up > 0;
         board.set(
             "ssh",
-            match (shutdown.is_draining(), listens || up > 0) {
-                (true, _) => Health::Degraded("stopping: takes no new sessions".into()),
-                (false, true) => Health::Ready,
-                (false, false) => Health::Degraded(format!("no tunnel stands ({given} configured)")),
+            match (shutdown.is_draining(), quarantine.line(reached), reached) {
+                (true, ..) => Health::Degraded("stopping: takes no new sessions".into()),
+                (false, Some(line), _) => Health::Degraded(line),
+                (false, None, true) => Health::Ready,
+                (false, None, false) => Health::Degraded(format!("no tunnel stands ({given} configured)")),
             },
         );
         if shutdown.is_draining() {
@@ -76,6 +80,7 @@ pub(crate) async fn health(board: Board, proxies: Proxies, given: usize, listens
         }
         tokio::select! {
             _ = proxies.changed(up) => {}
+            Ok(()) = changes.changed() => {}
             () = shutdown.draining() => {}
         }
     }

@@ -10,6 +10,7 @@ pub mod events;
 mod follow;
 mod proxies;
 pub mod record;
+pub mod rescue;
 pub mod service;
 pub mod spool;
 pub mod ssh;

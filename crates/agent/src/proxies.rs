@@ -4,6 +4,8 @@
 //! tunnel to each of them, so that a user who comes to any Proxy reaches this host although it was given one address. A Proxy
 //! holds one tunnel of a host: so a tunnel whose Proxy another tunnel reached already waits until that one falls
 //! ([`Proxies::alone`]). What was given is tried for ever; what was told is forgotten once nobody tells of it and no tunnel stands.
+//! The way to the Auth Service leads through the same Proxies, so it is told of them too: a host whose given Proxies are all away goes
+//! on being told of locks and roles, and delivers what it recorded, through the others.
 //! The tunnels themselves are `tunnel.rs`; the Proxy's half is `proxy::tunnel::peers`.
 
 use crate::tunnel::{self, Tunnel};
@@ -76,6 +78,10 @@ impl Proxies {
         let mut state = self.0.subscribe();
         state.wait_for(|state| state.up.len() != known).await.map_or(known, |state| state.up.len())
     }
+    /// Where those are that were told of.
+    pub(crate) fn addrs(&self) -> Vec<String> {
+        self.0.borrow().peers().into_values().collect()
+    }
     pub(crate) fn standing(&self) -> usize {
         self.0.borrow().up.len()
     }
@@ -108,12 +114,14 @@ struct Kept {
     end: Shutdown,
 }
 
-/// Keeps a tunnel to each Proxy that is told of, until the service drains. `make` makes one by its number, address and Proxy.
+/// Keeps a tunnel to each Proxy that is told of, until the service drains. `make` makes one by its number, address and Proxy; `heard` is
+/// told of all their addresses whenever something changed.
 pub(crate) async fn keep_peers(
     proxies: Proxies,
     group: Group,
     seed: u64,
     shutdown: Shutdown,
+    heard: impl Fn(Vec<String>) + Send,
     make: impl Fn(u64, String, HostId, Shutdown) -> Tunnel + Send,
 ) {
     let mut kept: BTreeMap<HostId, Kept> = BTreeMap::new();
@@ -123,6 +131,7 @@ pub(crate) async fn keep_peers(
     loop {
         let now = state.borrow_and_update().clone();
         let wanted = now.peers();
+        heard(wanted.values().cloned().collect());
         kept.retain(|id, tunnel| {
             let stands = now.up.get(id).is_some_and(|numbers| numbers.contains(&tunnel.number));
             let stays = stands || wanted.get(id) == Some(&tunnel.addr);

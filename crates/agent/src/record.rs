@@ -1,7 +1,8 @@
 //! Recording one session while it runs.
 //!
 //! What the user saw goes to a bounded queue and from there, in batches of at most `BATCH` bytes or `PAUSE`, into a
-//! file under the spool: killing this process loses no more than the last batch. When the queue is full the session waits;
+//! file under the spool: killing this process loses no more than the last batch, and nothing of a session whose end the user was
+//! told of ([`Recorder::flush`]). When the queue is full the session waits;
 //! when the file cannot be written the session ends (recording is strict). Input is never recorded: it has passwords in
 //! it. A command without terminal may move gigabytes: of each of its two streams the first `KEEP` bytes are kept, and
 //! how many were left out is written at the end. The format is `wire::recording`; delivery is `spool.rs`.
@@ -9,7 +10,10 @@
 use crate::spool::Spool;
 use bytes::{Bytes, BytesMut};
 use std::{fs::File, io, time::Duration};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use wire::recording::{End, Header, What, Writer};
 
 /// Bytes kept of each stream of a command without terminal.
@@ -31,14 +35,22 @@ impl From<io::Error> for RecordError {
 /// Takes what appears in one session. [`Recorder::finish`] completes the file; without it the file is an orphan.
 #[derive(Debug)]
 pub(crate) struct Recorder {
-    queue: mpsc::Sender<(u64, What)>,
-    done: tokio::sync::oneshot::Receiver<Result<(), RecordError>>,
+    queue: mpsc::Sender<Order>,
+    done: oneshot::Receiver<Result<File, RecordError>>,
+}
+
+/// What the file's task does next.
+#[derive(Debug)]
+enum Order {
+    Entry(u64, What),
+    /// Write what was said so far, and say when it is written.
+    Flush(oneshot::Sender<()>),
 }
 
 /// A clonable end for the pumps of one session.
 #[derive(Clone, Debug)]
 pub(crate) struct Tape {
-    queue: mpsc::Sender<(u64, What)>,
+    queue: mpsc::Sender<Order>,
     began: Instant,
     /// Bytes still kept, per stream; `None` keeps all.
     left: Option<u64>,
@@ -55,7 +67,7 @@ impl Recorder {
         let first = writer.encode(0, &What::Header(Box::new(header)));
         let file = append(file, first).await?;
         let (queue, entries) = mpsc::channel(QUEUE);
-        let (done_tx, done) = tokio::sync::oneshot::channel();
+        let (done_tx, done) = oneshot::channel();
         tasks.spawn("record", async move {
             let result = write(file, writer, entries).await;
             if let Err(error) = &result {
@@ -71,13 +83,21 @@ impl Recorder {
         Tape { queue: self.queue.clone(), began, left: limited.then_some(KEEP), stderr, omitted: 0 }
     }
 
-    /// Writes the end and completes the file. All tapes must have ended.
-    pub(crate) async fn finish(self, began: Instant, omitted: u64, end: End) -> Result<(), RecordError> {
+    /// Returns when what was shown so far is in the file, where it outlives this process. Of a recording that fails [`Recorder::finish`] tells.
+    pub(crate) async fn flush(&self) {
+        let (written, told) = oneshot::channel();
+        if self.queue.send(Order::Flush(written)).await.is_ok() {
+            let _written_or_failed = told.await;
+        }
+    }
+
+    /// Writes the end and completes the file. All tapes must have ended. While the returned file is open nobody delivers it.
+    pub(crate) async fn finish(self, began: Instant, omitted: u64, end: End) -> Result<File, RecordError> {
         let at = millis(began);
         if omitted > 0 {
-            let _fails_below = self.queue.send((at, What::Omitted { bytes: omitted })).await;
+            let _fails_below = self.queue.send(Order::Entry(at, What::Omitted { bytes: omitted })).await;
         }
-        let _fails_below = self.queue.send((at, What::End(end))).await;
+        let _fails_below = self.queue.send(Order::Entry(at, What::End(end))).await;
         drop(self.queue);
         self.done.await.unwrap_or(Err(RecordError("it was cut off".into())))
     }
@@ -108,7 +128,7 @@ impl Tape {
     }
 
     async fn send(&self, what: What) -> Result<(), RecordError> {
-        self.queue.send((millis(self.began), what)).await.map_err(|_| RecordError("the recording stopped".into()))
+        self.queue.send(Order::Entry(millis(self.began), what)).await.map_err(|_| RecordError("the recording stopped".into()))
     }
 
     /// Bytes that were not kept.
@@ -122,20 +142,28 @@ fn millis(began: Instant) -> u64 {
 }
 
 /// Collects entries into batches until all senders are gone.
-async fn write(mut file: File, mut writer: Writer, mut entries: mpsc::Receiver<(u64, What)>) -> Result<(), RecordError> {
-    while let Some((at, what)) = entries.recv().await {
-        let mut batch = BytesMut::from(&*writer.encode(at, &what));
+async fn write(mut file: File, mut writer: Writer, mut orders: mpsc::Receiver<Order>) -> Result<File, RecordError> {
+    while let Some(first) = orders.recv().await {
+        let (mut batch, mut order) = (BytesMut::new(), Some(first));
         let until = Instant::now() + PAUSE;
-        while batch.len() < BATCH {
-            match tokio::time::timeout_at(until, entries.recv()).await {
-                Ok(Some((at, what))) => batch.extend_from_slice(&writer.encode(at, &what)),
-                Ok(None) | Err(_) => break,
+        let waits = loop {
+            match order {
+                Some(Order::Entry(at, what)) => batch.extend_from_slice(&writer.encode(at, &what)),
+                Some(Order::Flush(written)) => break Some(written),
+                None => break None,
             }
-        }
+            if batch.len() >= BATCH {
+                break None;
+            }
+            order = tokio::time::timeout_at(until, orders.recv()).await.unwrap_or(None);
+        };
         file = append(file, batch.freeze()).await?;
+        if let Some(written) = waits {
+            let _asker_may_be_gone = written.send(());
+        }
     }
-    tokio::task::spawn_blocking(move || file.sync_data()).await.map_err(|_| RecordError("the disk's thread ended".into()))??;
-    Ok(())
+    let synced = tokio::task::spawn_blocking(move || file.sync_data().map(|()| file));
+    Ok(synced.await.map_err(|_| RecordError("the disk's thread ended".into()))??)
 }
 
 async fn append(mut file: File, bytes: Bytes) -> Result<File, RecordError> {

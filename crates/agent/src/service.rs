@@ -6,9 +6,10 @@
 
 use crate::{
     direct::{self, Direct},
-    events::{Audit, Keeper},
+    events::{Audit, Keeper, Reports},
     follow,
     proxies::{self, Proxies},
+    rescue::{self, Quarantine, Rescue},
     spool::Spool,
     ssh::{Guard, Present, Refusals, Settings, Shared},
     tunnel::{self, Dialer, Tunnel},
@@ -32,11 +33,8 @@ use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, watch},
-};
-use types::{Event, Labels, Version, name::BootId};
+use tokio::{net::TcpListener, sync::watch};
+use types::{Labels, Version, name::BootId};
 use wire::{alpn, hello::Hello};
 
 /// From the order to stop until the last session has said its last words.
@@ -114,8 +112,9 @@ pub struct Agent {
     dialer: Arc<Dialer>,
     direct: Option<(TcpListener, Arc<Direct>, Limits)>,
     addr: Option<SocketAddr>,
-    events: mpsc::Receiver<Event>,
+    events: Reports,
     upstream: Arc<dyn Upstream>,
+    api: Api,
     keys: watch::Sender<Arc<HostKeys>>,
     joined_with: watch::Sender<Arc<ClusterTrust>>,
     certificate: Swap<TlsIdentity>,
@@ -194,7 +193,8 @@ impl Agent {
             direct,
             addr,
             events,
-            upstream: Arc::new(api),
+            upstream: Arc::new(api.clone()),
+            api,
             keys,
             joined_with,
             certificate,
@@ -217,7 +217,8 @@ impl Agent {
         let (background, delivery, uploads) = (Group::new("agent background"), Group::new("agent delivery"), Group::new("agent uploads"));
         let backoff = || Backoff::new(DELIVERY_BACKOFF.0, DELIVERY_BACKOFF.1, seed);
         let sessions = Group::new("ssh connections");
-        let proxies = self.start_tunnels(&sessions, &background, seed, &shutdown);
+        let quarantine = Quarantine::default();
+        let proxies = self.start_tunnels(&quarantine, &sessions, &background, seed, &shutdown);
         let Self {
             shared,
             dialer,
@@ -225,6 +226,7 @@ impl Agent {
             addr: _,
             events,
             upstream,
+            api: _,
             keys,
             joined_with,
             certificate,
@@ -241,7 +243,17 @@ impl Agent {
         });
         background.spawn("credentials", follow::credentials(dialer.credentials.clone(), keys, joined_with, certificate, config.labels));
         background.spawn("authorities", follow::authorities(shared.cache.clone(), dialer.clone()));
-        background.spawn("health", follow::health(health, proxies, config.proxies.len(), direct.is_some(), shutdown.clone()));
+        background.spawn("quarantine", rescue::follow_auth(shared.cache.clone(), quarantine.clone()));
+        let asking = Rescue {
+            quarantine: quarantine.clone(),
+            dialer: dialer.clone(),
+            proxies: proxies.clone(),
+            given: config.proxies.clone(),
+            listens: direct.is_some(),
+            data_dir: config.data_dir.clone(),
+        };
+        background.spawn("rescue", rescue::keep(asking, seed, shutdown.clone()));
+        background.spawn("health", follow::health(health, proxies, quarantine, config.proxies.len(), direct.is_some(), shutdown.clone()));
 
         // Its own switch: handlers must live until their sessions have said their last words.
         let port = Shutdown::new();
@@ -275,19 +287,20 @@ impl Agent {
     }
 
     /// One for each Proxy that was given, and for each that they tell of.
-    fn start_tunnels(&self, sessions: &Group, background: &Group, seed: u64, shutdown: &Shutdown) -> Proxies {
+    fn start_tunnels(&self, quarantine: &Quarantine, sessions: &Group, background: &Group, seed: u64, shutdown: &Shutdown) -> Proxies {
         let proxies = Proxies::new();
         if self.config.proxies.is_empty() {
             return proxies;
         }
         let (dialer, shared, sessions, boot_id) = (self.dialer.clone(), self.shared.clone(), sessions.clone(), self.boot.to_string());
-        let known = proxies.clone();
+        let (known, quarantine) = (proxies.clone(), quarantine.clone());
         let make = move |number, addr: String, wanted, shutdown: Shutdown| Tunnel {
             number,
             addr,
             wanted,
             back: Mutex::new(None),
             proxies: known.clone(),
+            quarantine: quarantine.clone(),
             dialer: dialer.clone(),
             shared: shared.clone(),
             sessions: sessions.clone(),
@@ -301,7 +314,9 @@ impl Agent {
             background.spawn("tunnel", tunnel::keep(Arc::new(tunnel), seed.wrapping_add(number)));
         }
         let told = move |number, addr, id, end| make(number, addr, Some(id), end);
-        background.spawn("peers", proxies::keep_peers(proxies.clone(), background.clone(), seed, shutdown.clone(), told));
+        let api = self.api.clone();
+        let heard = move |addrs| api.told_of_proxies(addrs);
+        background.spawn("peers", proxies::keep_peers(proxies.clone(), background.clone(), seed, shutdown.clone(), heard, told));
         proxies
     }
 }

@@ -7,6 +7,7 @@
 
 use crate::{
     proxies::Proxies,
+    rescue::{Quarantine, RescueError, Visit},
     ssh::{self, Arrival, Shared},
 };
 use client::host::HostCredentials;
@@ -93,6 +94,14 @@ impl TunnelError {
             Self::Dial(_) | Self::Tls(_) | Self::Frame(_) | Self::NoWelcome => false,
         }
     }
+
+    /// What the Proxy, or this end of the handshake, has against it.
+    fn refusal(&self) -> Option<&Public> {
+        match self {
+            Self::Refused(public) | Self::Dial(DialError::Hello { source: HelloError::Refused { public, .. }, .. }) => Some(public),
+            Self::Dial(_) | Self::Tls(_) | Self::Frame(_) | Self::NoWelcome => None,
+        }
+    }
 }
 
 impl Dialer {
@@ -101,6 +110,12 @@ impl Dialer {
         let policy = HelloPolicy { skip_version_check: self.skip_version_check, ..HelloPolicy::default() };
         let connected = dial(addr, config, &server_name, &self.hello, Direction::ServerFirst, policy).await?;
         Ok(Box::new(connected.stream))
+    }
+
+    /// A visit at that Proxy's rescue door.
+    pub(crate) async fn visit(&self, addr: &str) -> Result<Visit, RescueError> {
+        let now = self.credentials.borrow().clone();
+        Visit::open(addr, &now, self.authorities.clone(), &self.clock).await
     }
 
     fn config(&self, data: bool) -> Result<(Arc<ClientConfig>, String), TlsError> {
@@ -130,6 +145,7 @@ pub(crate) struct Tunnel {
     /// Where the Proxy that answered is reached alone.
     pub(crate) back: Mutex<Option<String>>,
     pub(crate) proxies: Proxies,
+    pub(crate) quarantine: Quarantine,
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) shared: Arc<Shared>,
     /// Sessions live here, and outlive the tunnel.
@@ -175,6 +191,7 @@ pub(crate) async fn keep(tunnel: Arc<Tunnel>, seed: u64) {
                 Ok((stream, proxy)) => {
                     tracing::info!(proxy = %tunnel.addr, "tunnel established");
                     leads_to = Some(proxy);
+                    tunnel.quarantine.admitted(tunnel.number);
                     let _standing = tunnel.proxies.stands(tunnel.number, proxy);
                     let since = tokio::time::Instant::now();
                     let (state, mut seen) = watch::channel(Link::Up);
@@ -192,6 +209,9 @@ pub(crate) async fn keep(tunnel: Arc<Tunnel>, seed: u64) {
                     backoff.next()
                 }
                 Err(error) => {
+                    if let Some(public) = error.refusal() {
+                        tunnel.quarantine.refused(tunnel.number, public);
+                    }
                     let wait = if error.is_refusal() { REFUSED / 2 + backoff.next() } else { backoff.next() };
                     tracing::warn!(proxy = %tunnel.addr, %error, ?wait, "no tunnel");
                     wait
@@ -205,6 +225,7 @@ pub(crate) async fn keep(tunnel: Arc<Tunnel>, seed: u64) {
     }
     // Dropping the links hangs up: the Proxy sends no more sessions here. Those that run have connections of their own.
     tunnel.up.send_replace(false);
+    tunnel.quarantine.admitted(tunnel.number);
     links.abort();
 }
 

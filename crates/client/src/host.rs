@@ -251,7 +251,7 @@ pub async fn join_with(joining: &Joining, key: KeyPair, clock: &SharedClock) -> 
     let reply = api.join(request).await?;
     let auth_addr = match &joining.via {
         Via::Auth(_) | Via::AnyAuth(_) => Some(joining.via.addr().to_owned()),
-        Via::Proxy(_) => None,
+        Via::Proxy(_) | Via::AnyProxy(_) => None,
     };
     let joined = HostCredentials::from_reply(key, &reply, auth_addr).map_err(|error| error.public())?;
     if joined.identity.id != joining.host_id {

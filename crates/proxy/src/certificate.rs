@@ -145,7 +145,7 @@ pub(crate) fn member_config(
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let credentials = credentials.clone();
     let certificates = Certificates::by(move |_| Some(credentials.borrow().tls.certified()));
-    server_config(certificates, ClientAuth::Required, authorities, &[alpn::SSH, alpn::TUNNEL, alpn::TUNNEL_DATA], clock)
+    server_config(certificates, ClientAuth::Required, authorities, &[alpn::SSH, alpn::TUNNEL, alpn::TUNNEL_DATA, alpn::RESCUE], clock)
 }
 
 /// TLS for the web. No certificate is asked for: browsers would show a dialogue.

@@ -9,6 +9,7 @@ mod certificate;
 mod listener;
 mod metrics;
 mod record;
+mod rescue;
 mod ssh;
 mod tunnel;
 mod web;
@@ -32,6 +33,7 @@ use net::{
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -60,6 +62,8 @@ pub struct Config {
     pub auth_servers: Vec<String>,
     /// Web certificates, chosen by name. Without any, the Proxy's host certificate serves the web too.
     pub https_keypairs: Vec<KeypairFiles>,
+    /// Releases for hosts that come for rescue, as `make release` writes them: `<version>/` with its `SHA256SUMS`.
+    pub mirror_dir: Option<PathBuf>,
     /// Bounds on connections, of each port.
     pub limits: Limits,
     /// Logins and uses of invitations per source.
@@ -77,6 +81,7 @@ impl Default for Config {
             tunnel_addr: None,
             auth_servers: Vec::new(),
             https_keypairs: Vec::new(),
+            mirror_dir: None,
             // A web connection counts as a stranger's to its end: longer than the longest request.
             limits: Limits { handshake_deadline: Duration::from_secs(45), ..Limits::default() },
             // An office behind one address comes in at nine o'clock; an attacker gets two guesses a second.
@@ -133,6 +138,7 @@ pub(crate) struct Shared {
     pub(crate) certificates: Arc<WebCertificates>,
     pub(crate) attempts: web::Attempts,
     pub(crate) direct: ssh::direct::Direct,
+    pub(crate) rescue: rescue::Rescue,
     pub(crate) auth_servers: Vec<String>,
     pub(crate) public_addrs: Vec<String>,
     pub(crate) ssh_public_addrs: Vec<String>,
@@ -196,6 +202,7 @@ impl Proxy {
             record: record::Recorder::start(&keepers, world.api.clone(), world.clock.clone(), metrics.clone(), shutdown.clone()),
             direct: ssh::direct::Direct::new(world.credentials.clone(), world.clock.clone(), authorities.clone()),
             attempts: web::Attempts::new(config.login_rate),
+            rescue: rescue::Rescue::new(config.mirror_dir),
             background: Group::new("proxy background"),
             clock: world.clock,
             version: world.version,
@@ -285,6 +292,7 @@ fn listen(given: Option<TcpListener>, addr: SocketAddr) -> Result<TcpListener, P
 /// Follows what changes: authorities, sessions that may not go on, locks on hosts, and how well the cache is fed.
 async fn follow(shared: Arc<Shared>) {
     let (mut changed, mut feeding, mut credentials) = (shared.cache.changed(), shared.cache.feeding(), shared.credentials.clone());
+    let mut refused = None;
     loop {
         // Seen before it is acted upon: what changes meanwhile comes round again.
         let before = changed.borrow_and_update().policy;
@@ -298,6 +306,12 @@ async fn follow(shared: Arc<Shared>) {
         }
         loop {
             shared.health.set("cache", feeding.borrow_and_update().health());
+            // Its cure is said once; a Proxy has no rescue.
+            let now = feeding.borrow().refused();
+            if let Some(line) = now.as_ref().filter(|line| refused.as_ref() != Some(*line)) {
+                tracing::warn!("{line}; it goes on asking");
+            }
+            refused = now;
             tokio::select! {
                 () = shared.shutdown.stopping() => return,
                 Ok(()) = changed.changed() => if changed.borrow_and_update().policy != before { break },

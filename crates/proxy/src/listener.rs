@@ -3,9 +3,9 @@
 //! Every step before the peer is known has a deadline and a bound, and `net::listen` cuts the oldest of the greediest source
 //! when places run out (attack table, row 24). A connection for the Auth Service is never opened here: its bytes, the
 //! first ones included, go there as they came. Members are identified by the certificate that TLS checked, then shake
-//! hands; only then anything they say is parsed.
+//! hands; only then anything they say is parsed. Whoever comes for rescue shakes no hands, since those would refuse him.
 
-use crate::{Shared, ssh::gateway, tunnel::link, web};
+use crate::{Shared, rescue, ssh::gateway, tunnel::link, web};
 use axum::Router;
 use net::{
     IoStream,
@@ -43,6 +43,7 @@ enum Door {
     Ssh,
     Tunnel,
     Data,
+    Rescue,
     Web,
 }
 
@@ -55,6 +56,7 @@ impl Door {
             alpn::SSH => Some(Self::Ssh),
             alpn::TUNNEL => Some(Self::Tunnel),
             alpn::TUNNEL_DATA => Some(Self::Data),
+            alpn::RESCUE => Some(Self::Rescue),
             alpn::HTTP => Some(Self::Web),
             _ => None,
         };
@@ -104,7 +106,7 @@ async fn serve(shared: Arc<Shared>, router: Router, conn: Conn) {
                 Err(error) => tracing::debug!(%peer, %error, "no TLS for the web"),
             }
         }
-        Door::Ssh | Door::Tunnel | Door::Data => Box::pin(member(shared, door, stream, peer, permit)).await,
+        Door::Ssh | Door::Tunnel | Door::Data | Door::Rescue => Box::pin(member(shared, door, stream, peer, permit)).await,
     }
 }
 
@@ -141,6 +143,10 @@ async fn member(shared: Arc<Shared>, door: Door, stream: Rewound<TcpStream>, pee
                     Err(error) => shared.record.stranger(peer, "lockgate-tunnel-data", &error),
                 }
             }
+        }
+        Door::Rescue => {
+            shared.metrics.rescue_connections.add(1);
+            rescue::serve(&shared, stream, identity, peer).await;
         }
         Door::Auth | Door::Web => {}
     }
@@ -251,6 +257,7 @@ mod tests {
         check(&["lockgate-ssh"], Door::Ssh);
         check(&["lockgate-tunnel"], Door::Tunnel);
         check(&["lockgate-tunnel-data"], Door::Data);
+        check(&["lockgate-rescue"], Door::Rescue);
         check(&["h2", "http/1.1"], Door::Web);
         check(&[], Door::Web);
         check(&["lockgate-future", "lockgate-ssh"], Door::Ssh);

@@ -44,6 +44,10 @@ pub struct Metrics {
     pub tunnel_connections: Number,
     pub data_connections: Number,
     pub web_connections: Number,
+    /// Hosts that came because they are refused for their version.
+    pub rescue_connections: Number,
+    /// Bytes of releases handed to them.
+    pub rescue_bytes: Number,
     /// Connections that spoke something else.
     pub foreign_connections: Number,
     pub sessions: Number,
@@ -79,6 +83,7 @@ impl Metrics {
             ("tunnel", &self.tunnel_connections),
             ("tunnel-data", &self.data_connections),
             ("web", &self.web_connections),
+            ("rescue", &self.rescue_connections),
             ("foreign", &self.foreign_connections),
         ];
         let mut all: Vec<Sample> =
@@ -89,6 +94,7 @@ impl Metrics {
         all.push(sample("lockgate_proxy_bytes_total", Some(("direction", "down".into())), self.bytes_down.value()));
         all.push(sample("lockgate_proxy_logins_total", None, self.logins.value()));
         all.push(sample("lockgate_proxy_events_lost_total", None, self.events_lost.value()));
+        all.push(sample("lockgate_proxy_rescue_bytes_total", None, self.rescue_bytes.value()));
         let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         all.extend(refusals.iter().map(|(code, count)| sample("lockgate_proxy_refusals_total", Some(("code", code.clone())), *count)));
         all

@@ -16,5 +16,6 @@ mod lasting;
 mod openssh;
 mod raw;
 mod reached;
+mod rescue;
 mod sessions;
 mod world;

@@ -33,15 +33,15 @@ use wire::{
     tunnel::{DataHello, Start, ToAgent, ToProxy, decode, encode},
 };
 
-fn id() -> HostId {
+pub(crate) fn id() -> HostId {
     HostId::from_uuid(uuid::Uuid::new_v4())
 }
 
 /// A host with everything it needs, and how to end it.
-struct Host {
+pub(crate) struct Host {
     cluster: Arc<Cluster>,
-    id: HostId,
-    health: Board,
+    pub(crate) id: HostId,
+    pub(crate) health: Board,
     shutdown: Shutdown,
     tasks: Group,
     addr: Option<std::net::SocketAddr>,
@@ -51,7 +51,7 @@ struct Host {
 }
 
 impl Host {
-    fn start(cluster: &Arc<Cluster>, proxies: Vec<String>, listener: Option<TcpListener>) -> Self {
+    pub(crate) fn start(cluster: &Arc<Cluster>, proxies: Vec<String>, listener: Option<TcpListener>) -> Self {
         let (dir, host) = (tempfile::tempdir().unwrap(), id());
         let cache = Cache::empty(cluster.name.clone());
         cache.put(cluster.authorities());
@@ -92,7 +92,7 @@ impl Host {
         client
     }
 
-    async fn is(&self, health: Health) {
+    pub(crate) async fn is(&self, health: Health) {
         let mut changes = self.health.changes();
         tokio::time::timeout(SOON, changes.wait_for(|rows| rows.get("ssh") == Some(&health))).await.expect("health").unwrap();
     }
@@ -167,7 +167,7 @@ async fn answers_ping(stream: &mut IoStream, seq: u64) {
     assert_eq!(answer, ToProxy::Pong { seq });
 }
 
-fn cluster() -> Arc<Cluster> {
+pub(crate) fn cluster() -> Arc<Cluster> {
     Arc::new(Cluster::new("example", Time::from(std::time::SystemTime::now())))
 }
 

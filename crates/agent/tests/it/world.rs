@@ -82,7 +82,7 @@ pub(crate) struct World {
     pub(crate) shutdown: Shutdown,
     pub(crate) tasks: Group,
     host_ca: PrivateKey,
-    events: tokio::sync::Mutex<tokio::sync::mpsc::Receiver<Event>>,
+    events: tokio::sync::Mutex<agent::events::Reports>,
     keep_keys: watch::Sender<Arc<HostKeys>>,
     keep_trust: watch::Sender<Arc<ClusterTrust>>,
 }
@@ -285,7 +285,7 @@ impl World {
     /// Every event that was reported so far.
     pub(crate) async fn events(&self) -> Vec<Event> {
         let (mut events, mut all) = (self.events.lock().await, Vec::new());
-        while let Ok(event) = events.try_recv() {
+        while let Some(event) = events.try_recv() {
             all.push(event);
         }
         all

@@ -8,7 +8,7 @@
 mod spread;
 mod stream;
 
-pub use stream::{BackupReader, RecordingReader, Watch, WatchItem};
+pub use stream::{BackupReader, ExportReader, RecordingReader, Watch, WatchItem};
 
 use crate::{host::HostCredentials, trust::ClusterTrust};
 use futures::future::BoxFuture;
@@ -56,6 +56,8 @@ pub enum Via {
     AnyAuth(Vec<String>),
     /// `host:port` of a Proxy.
     Proxy(String),
+    /// The same of several, as with several Auth Services.
+    AnyProxy(Vec<String>),
 }
 
 impl Via {
@@ -67,6 +69,13 @@ impl Via {
             [..] => Self::AnyAuth(all),
         }
     }
+    /// Proxies, one or several.
+    pub fn proxies(addrs: &[String]) -> Self {
+        match addrs {
+            [one] => Self::Proxy(one.clone()),
+            [] | [..] => Self::AnyProxy(addrs.to_vec()),
+        }
+    }
     /// The first of [`Via::addrs`].
     pub fn addr(&self) -> &str {
         self.addrs().first().map_or("", String::as_str)
@@ -74,7 +83,7 @@ impl Via {
     pub fn addrs(&self) -> &[String] {
         match self {
             Self::Auth(addr) | Self::Proxy(addr) => std::slice::from_ref(addr),
-            Self::AnyAuth(addrs) => addrs,
+            Self::AnyAuth(addrs) | Self::AnyProxy(addrs) => addrs,
         }
     }
 }
@@ -84,6 +93,7 @@ impl std::fmt::Display for Via {
             Self::Auth(addr) => write!(f, "the Auth Service at {addr}"),
             Self::AnyAuth(addrs) => write!(f, "one of the Auth Services at {}", addrs.join(", ")),
             Self::Proxy(addr) => write!(f, "the Proxy at {addr}"),
+            Self::AnyProxy(addrs) => write!(f, "one of the Proxies at {}", addrs.join(", ")),
         }
     }
 }
@@ -141,6 +151,8 @@ pub struct Api(Arc<Inner>);
 
 struct Inner {
     source: Source,
+    /// Where the next connection goes.
+    spread: Arc<spread::Spread>,
     live: Mutex<Option<Live>>,
 }
 
@@ -177,13 +189,22 @@ pub struct Listed<T> {
 impl Api {
     /// Connects at the first call.
     pub fn new(settings: Settings) -> Self {
-        Self(Arc::new(Inner { source: Source::Dial(settings), live: Mutex::new(None) }))
+        let spread = Arc::new(spread::Spread::new(settings.via.addrs().to_vec()));
+        Self(Arc::new(Inner { source: Source::Dial(settings), spread, live: Mutex::new(None) }))
     }
 
     /// Over connections that are TLS-checked and handshaken already, or need neither: for tests.
     pub fn over(connect: impl Fn() -> BoxFuture<'static, Result<IoStream, DialError>> + Send + Sync + 'static) -> Self {
         let connect: Box<Connect> = Box::new(connect);
-        Self(Arc::new(Inner { source: Source::Given(net::grpc::channel(move || connect())), live: Mutex::new(None) }))
+        let (source, spread) = (Source::Given(net::grpc::channel(move || connect())), Arc::new(spread::Spread::new(Vec::new())));
+        Self(Arc::new(Inner { source, spread, live: Mutex::new(None) }))
+    }
+
+    /// Other Proxies of the cluster, for a caller that goes by Proxies, beside those it was given. Replaces what was told before.
+    pub fn told_of_proxies(&self, addrs: Vec<String>) {
+        if let Some(Via::Proxy(_) | Via::AnyProxy(_)) = self.via() {
+            self.0.spread.told(addrs);
+        }
     }
 
     /// Where it connects to, for messages.
@@ -215,7 +236,8 @@ impl Api {
         if let Some(live) = live.as_ref().filter(|live| same(live)) {
             return Ok(live.channel.clone());
         }
-        let channel = open(settings, now.as_deref()).map_err(|error| Public::new(Code::Certificate, error.to_string()))?;
+        let channel =
+            open(settings, now.as_deref(), self.0.spread.clone()).map_err(|error| Public::new(Code::Certificate, error.to_string()))?;
         *live = Some(Live { channel: channel.clone(), made_with: now });
         Ok(channel)
     }
@@ -246,7 +268,7 @@ pub(crate) fn public(status: &Status) -> Public {
 }
 
 /// A channel whose connections are dialled with these credentials. One TLS configuration, so that sessions resume.
-fn open(settings: &Settings, host: Option<&HostCredentials>) -> Result<Channel, TlsError> {
+fn open(settings: &Settings, host: Option<&HostCredentials>, spread: Arc<spread::Spread>) -> Result<Channel, TlsError> {
     let (trust, server_name, identity) = match (&settings.access, host) {
         (Access::Fixed { trust, server_name, identity }, _) => (trust.clone(), server_name.clone(), identity.clone()),
         (Access::Host(_), Some(host)) => {
@@ -257,7 +279,6 @@ fn open(settings: &Settings, host: Option<&HostCredentials>) -> Result<Channel, 
     let config = client_config(identity.as_ref(), trust, &[alpn::AUTH], &settings.clock)?;
     let hello = Arc::new(Hello::ours(&settings.version, &settings.role));
     let policy = HelloPolicy { skip_version_check: settings.skip_version_check, ..HelloPolicy::default() };
-    let spread = Arc::new(spread::Spread::new(settings.via.addrs().to_vec()));
     Ok(net::grpc::channel(move || {
         let (config, hello, spread, server_name) = (config.clone(), hello.clone(), spread.clone(), server_name.clone());
         Box::pin(async move {
@@ -386,7 +407,17 @@ verbs! {
     sign(SignRequest) -> UserCredentials, WRITE_DEADLINE;
     create_invite(CreateInviteRequest) -> CreateInviteReply, WRITE_DEADLINE;
     create_token(CreateTokenRequest) -> CreateTokenReply, WRITE_DEADLINE;
+    /// The admission windows, and which Auth Services admit by them.
+    get_windows(Empty) -> WindowsReply, READ_DEADLINE;
+    move_window(MoveWindowRequest) -> WindowsReply, WRITE_DEADLINE;
+    evict_member(EvictMemberRequest) -> WindowsReply, WRITE_DEADLINE;
+    list_migrations(Empty) -> ListMigrationsReply, READ_DEADLINE;
+    list_bad_rows(ListBadRowsRequest) -> ListBadRowsReply, READ_DEADLINE;
+    repair_row(RepairRowRequest) -> Empty, WRITE_DEADLINE;
+    turn_migration(TurnMigrationRequest) -> MigrationStatus, WRITE_DEADLINE;
     heartbeat(HeartbeatRequest) -> HeartbeatReply, READ_DEADLINE;
+    /// The Proxy, of a host that came for rescue.
+    report_quarantine(ReportQuarantineRequest) -> ReportQuarantineReply, READ_DEADLINE;
     search_events(SearchEventsRequest) -> SearchEventsReply, READ_DEADLINE;
     list_recordings(ListRecordingsRequest) -> ListRecordingsReply, READ_DEADLINE;
 }

@@ -1,8 +1,9 @@
-//! Which of several Auth Services the next connection goes to.
+//! Which of several addresses the next connection goes to: Auth Services, or Proxies before them.
 //!
 //! Each connection begins with another one, by chance, so that a fleet spreads over them; one that failed lately comes last, so
 //! that a dead one costs a caller nothing after the first time. A connection that is lost or sent away (its Auth Service stops)
-//! is replaced by this same choice at the next call. The order is a pure function ([`order`]); the clock is tokio's.
+//! is replaced by this same choice at the next call. Beside the addresses that were given there are those that were told since
+//! (a host hears of other Proxies): they come and go. The order is a pure function ([`order`]); the clock is tokio's.
 
 use std::{
     future::Future,
@@ -15,17 +16,34 @@ use tokio::time::Instant;
 const SHUNNED: Duration = Duration::from_secs(30);
 /// For one of several: the caller's deadline is for all of them.
 const EACH: Duration = Duration::from_secs(5);
+/// More than a cluster has, and more than a deadline lets one try.
+const MOST: usize = 64;
 
-/// The Auth Services of a cluster, as one caller knows them.
-pub(super) struct Spread {
-    addrs: Vec<String>,
-    failed: Mutex<Vec<Option<Instant>>>,
+/// The ways into a cluster, as one caller knows them.
+pub(super) struct Spread(Mutex<Vec<Place>>);
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Place {
+    addr: String,
+    /// By the configuration: never forgotten.
+    given: bool,
+    failed: Option<Instant>,
 }
 
 impl Spread {
     pub(super) fn new(addrs: Vec<String>) -> Self {
-        let failed = Mutex::new(vec![None; addrs.len()]);
-        Self { addrs, failed }
+        Self(Mutex::new(addrs.into_iter().map(|addr| Place { addr, given: true, failed: None }).collect()))
+    }
+
+    /// The addresses that are known beside the given ones, from now on.
+    pub(super) fn told(&self, addrs: Vec<String>) {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        places.retain(|place| place.given || addrs.contains(&place.addr));
+        for addr in addrs {
+            if places.len() < MOST && !places.iter().any(|place| place.addr == addr) {
+                places.push(Place { addr, given: false, failed: None });
+            }
+        }
     }
 
     /// Dials one after the other until one answers; the last error when none does. `late` makes the error of one that took too long.
@@ -37,8 +55,7 @@ impl Spread {
         let all = self.in_order();
         let several = all.len() > 1;
         let mut last = None;
-        for place in all {
-            let Some(addr) = self.addrs.get(place).cloned() else { continue };
+        for addr in all {
             let dialled = if several {
                 tokio::time::timeout(EACH, dial(addr.clone())).await.unwrap_or_else(|_| Err(late(addr.clone())))
             } else {
@@ -46,12 +63,12 @@ impl Spread {
             };
             match dialled {
                 Ok(done) => {
-                    self.note(place, None);
+                    self.note(&addr, None);
                     return Ok(done);
                 }
                 Err(error) => {
-                    tracing::debug!(addr, %error, "an Auth Service cannot be reached");
-                    self.note(place, Some(Instant::now()));
+                    tracing::debug!(addr, %error, "no Auth Service answers there");
+                    self.note(&addr, Some(Instant::now()));
                     last = Some(error);
                 }
             }
@@ -59,15 +76,17 @@ impl Spread {
         Err(last.unwrap_or_else(|| late("no address".into())))
     }
 
-    fn in_order(&self) -> Vec<usize> {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let shunned: Vec<bool> = failed.iter().map(|since| since.is_some_and(|since| since.elapsed() < SHUNNED)).collect();
-        order(&shunned, rand::random())
+    fn in_order(&self) -> Vec<String> {
+        let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let shunned: Vec<bool> = places.iter().map(|place| place.failed.is_some_and(|since| since.elapsed() < SHUNNED)).collect();
+        let order = order(&shunned, rand::random());
+        order.into_iter().filter_map(|at| places.get(at)).map(|place| place.addr.clone()).collect()
     }
 
-    fn note(&self, place: usize, failed: Option<Instant>) {
-        if let Some(known) = self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_mut(place) {
-            *known = failed;
+    fn note(&self, addr: &str, failed: Option<Instant>) {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = places.iter_mut().find(|place| place.addr == addr) {
+            place.failed = failed;
         }
     }
 }
@@ -134,5 +153,26 @@ mod tests {
             go().await.unwrap();
         }
         assert!(tried.lock().unwrap().iter().filter(|addr| *addr == "dead").count() >= 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_told_is_tried_beside_what_was_given_until_nobody_tells_of_it() {
+        let spread = Spread::new(vec!["given".into()]);
+        let tried = || {
+            let mut all = spread.in_order();
+            all.sort_unstable();
+            all
+        };
+        spread.told(vec!["other".into(), "given".into()]);
+        assert_eq!(tried(), ["given", "other"]);
+        spread.note("given", Some(Instant::now()));
+        assert_eq!(spread.in_order(), ["other", "given"]);
+        // Told again it keeps its mark.
+        spread.told(vec!["third".into(), "given".into()]);
+        assert_eq!(spread.in_order(), ["third", "given"]);
+        spread.told((0..200).map(|number| number.to_string()).collect());
+        assert_eq!(spread.in_order().len(), MOST);
+        spread.told(Vec::new());
+        assert_eq!(tried(), ["given"]);
     }
 }

@@ -7,6 +7,7 @@ use super::{Api, READ_DEADLINE, public};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -24,8 +25,8 @@ const PROGRESS: Duration = Duration::from_secs(60);
 #[derive(Clone, PartialEq, Debug)]
 #[allow(clippy::large_enum_variant, reason = "nearly every item is a document")]
 pub enum WatchItem {
-    /// The first item: which kinds the server will send, and whether everything that exists comes first.
-    Init { confirmed: Vec<String>, snapshot: bool },
+    /// The first item: which kinds the server will send, and whether everything that exists comes first, of all of them or of some.
+    Init { confirmed: Vec<String>, snapshot: bool, anew: Vec<String> },
     /// A document exists, in this form.
     Put(Document),
     /// A document that cannot be read here.
@@ -58,7 +59,7 @@ impl Watch {
                 Err(status) => return Err(public(&status)),
             };
             let item = match event.event {
-                Some(Event::Init(init)) => WatchItem::Init { confirmed: init.confirmed, snapshot: init.snapshot },
+                Some(Event::Init(init)) => WatchItem::Init { confirmed: init.confirmed, snapshot: init.snapshot, anew: init.anew },
                 Some(Event::Put(bytes)) => Document::from_json(&bytes).map_or(WatchItem::Unreadable, WatchItem::Put),
                 Some(Event::Delete(gone)) => match ResourceName::new(&gone.name) {
                     Ok(name) => WatchItem::Delete { kind: gone.kind, name },
@@ -126,7 +127,34 @@ impl BackupReader {
     }
 }
 
+/// The audit log as it is exported.
+pub struct ExportReader(Streaming<pb::ExportChunk>);
+
+impl std::fmt::Debug for ExportReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ExportReader")
+    }
+}
+
+impl ExportReader {
+    /// The next piece; the last one says what was sent. An end without that is an error.
+    pub async fn next(&mut self) -> Result<pb::ExportChunk, Public> {
+        match tokio::time::timeout(PROGRESS, self.0.message()).await {
+            Ok(Ok(Some(chunk))) => Ok(chunk),
+            Ok(Ok(None)) => Err(Public::new(Code::Unavailable, "the Auth Service ended the export before it was complete")),
+            Ok(Err(status)) => Err(public(&status)),
+            Err(_) => Err(Public::new(Code::Timeout, "the export stopped coming")),
+        }
+    }
+}
+
 impl Api {
+    /// Exports the audit log. Not repeated by itself: each one is recorded.
+    pub async fn export_events(&self, request: pb::ExportEventsRequest) -> Result<ExportReader, Public> {
+        let stream = self.call(READ_DEADLINE, |mut client| async move { client.export_events(request).await }).await?;
+        Ok(ExportReader(stream))
+    }
+
     /// Has a backup made. Not repeated by itself: each one is recorded.
     pub async fn create_backup(&self, request: pb::CreateBackupRequest) -> Result<BackupReader, Public> {
         let stream = self.call(READ_DEADLINE, |mut client| async move { client.create_backup(request).await }).await?;
@@ -135,7 +163,22 @@ impl Api {
 
     /// Follows the documents of these kinds: from the beginning (`from` 0), or from a store revision.
     pub async fn watch(&self, kinds: &[&str], from: u64) -> Result<Watch, Public> {
-        let request = pb::WatchRequest { kinds: kinds.iter().map(|&kind| kind.to_owned()).collect(), from };
+        let request = pb::WatchRequest { kinds: kinds.iter().map(|&kind| kind.to_owned()).collect(), from, resume: Vec::new() };
+        self.open_watch(request).await
+    }
+
+    /// Follows the documents of these kinds, each from the revision up to which it is known; those of which nothing is known from the
+    /// beginning.
+    pub async fn watch_from(&self, kinds: &[&str], known: &BTreeMap<String, u64>) -> Result<Watch, Public> {
+        let wanted = |kind: &String| kinds.contains(&kind.as_str());
+        let resume: Vec<_> =
+            known.iter().filter(|(kind, _)| wanted(kind)).map(|(kind, from)| pb::WatchFrom { kind: kind.clone(), from: *from }).collect();
+        // For a server that has one revision for all of them.
+        let from = resume.iter().map(|one| one.from).min().unwrap_or_default();
+        self.open_watch(pb::WatchRequest { kinds: kinds.iter().map(|&kind| kind.to_owned()).collect(), from, resume }).await
+    }
+
+    async fn open_watch(&self, request: pb::WatchRequest) -> Result<Watch, Public> {
         let stream = self.call(READ_DEADLINE, |mut client| async move { client.watch(request).await }).await?;
         Ok(Watch { stream })
     }
@@ -149,11 +192,12 @@ impl Api {
         Ok(RecordingReader { stream, description, first: first.map(|chunk| chunk.data) })
     }
 
-    /// The recordings that ended or run in a time range (RFC 3339; empty is open), newest first. Unreadable ones are left out.
-    pub async fn recordings(&self, from: &str, to: &str, limit: u32) -> Result<Vec<Recording>, Public> {
+    /// The recordings that ended or run in a time range (RFC 3339; empty is open), newest first, and what the list may lack, one line
+    /// each. Unreadable ones are left out.
+    pub async fn recordings(&self, from: &str, to: &str, limit: u32) -> Result<(Vec<Recording>, Vec<String>), Public> {
         let request = pb::ListRecordingsRequest { from: from.into(), to: to.into(), limit };
         let reply = self.list_recordings(request).await?;
-        Ok(reply.recordings.iter().filter_map(|bytes| serde_json::from_slice(bytes).ok()).collect())
+        Ok((reply.recordings.iter().filter_map(|bytes| serde_json::from_slice(bytes).ok()).collect(), reply.notes))
     }
 
     /// Sends a recording to the sink. Fails when the server takes nothing for [`PROGRESS`].

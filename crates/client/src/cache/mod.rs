@@ -3,7 +3,7 @@
 //!
 //! It keeps what it knows while every Auth Service is away, so existing certificates still open sessions; it never guesses:
 //! before the first [`Cache::synced`] it is empty, and an empty cache allows nothing. A document or a kind that this
-//! release cannot read is counted and left out; it never restarts the rest. Reading takes an `Arc` of a table, so a snapshot
+//! release cannot read is counted and left out; each kind resumes by itself, and none restarts the rest. Reading takes an `Arc` of a table, so a snapshot
 //! of 10,000 nodes costs nothing and holds still. `rules` decides over what is read here; the task that feeds it is in
 //! [`feed`].
 
@@ -14,7 +14,10 @@ pub use tables::Table;
 
 use crate::{api::Api, trust::ClusterTrust};
 use net::{health::Health, shutdown::Shutdown, task::Group};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
 use tables::Tables;
 use tokio::sync::watch;
 use types::{
@@ -54,15 +57,24 @@ pub struct Feeding {
     pub skipped: u64,
     /// Kinds wanted that the Auth Service does not serve to us.
     pub unserved: Vec<String>,
+    /// How often each kind was taken whole; after the first time, a sign that the past was lost.
+    pub whole: BTreeMap<String, u64>,
 }
 
 impl Feeding {
+    /// Why the Auth Service refuses this process for its version, and the cure, in one line.
+    pub fn refused(&self) -> Option<String> {
+        let error = self.error.as_ref().filter(|error| error.is_about_version())?;
+        let hint = error.hint.as_deref().map(|hint| format!("; {hint}")).unwrap_or_default();
+        Some(format!("the Auth Service refuses this process for its version: {}{hint} [{}]", error.message, error.code))
+    }
+
     /// What `/readyz` says of it: a copy that is not fed is still used, and gets older.
     pub fn health(&self) -> Health {
         match (self.synced, self.live, &self.error) {
             (false, _, None) => Health::Starting,
             (true, true, _) => Health::Ready,
-            (_, _, Some(error)) => Health::Degraded(error.to_string()),
+            (_, _, Some(error)) => Health::Degraded(self.refused().unwrap_or_else(|| error.to_string())),
             (true, false, None) => Health::Degraded("not connected to the Auth Service".into()),
         }
     }
@@ -201,6 +213,12 @@ impl Cache {
             let mut tables = self.0.tables.write().unwrap_or_else(PoisonError::into_inner);
             tables.replace(fresh, served)
         };
+        self.0.feeding.send_modify(|feeding| {
+            for kind in served {
+                let times = feeding.whole.entry(kind.clone()).or_default();
+                *times = times.saturating_add(1);
+            }
+        });
         self.tell(touched, skipped);
     }
 

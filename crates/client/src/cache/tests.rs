@@ -109,7 +109,7 @@ async fn a_forgotten_past_is_replaced_by_a_snapshot() {
 }
 
 #[tokio::test]
-async fn a_kind_that_an_upgraded_auth_serves_later_is_fetched_whole() {
+async fn a_kind_that_an_upgraded_auth_serves_later_is_fetched_whole_and_no_other() {
     let fake = FakeAuth::new();
     fake.serve(&[Role::KIND]);
     fake.put(lock("one"));
@@ -126,6 +126,58 @@ async fn a_kind_that_an_upgraded_auth_serves_later_is_fetched_whole() {
     world.until("the late kind", |cache| cache.locks().len() == 1).await;
     world.until("live", |cache| cache.feeding().borrow().live).await;
     assert!(world.cache.feeding().borrow().unserved.is_empty());
+    assert_eq!((world.fake.told_whole(Role::KIND), world.fake.told_whole(Lock::KIND)), (1, 1));
+}
+
+#[tokio::test]
+async fn a_kind_whose_past_is_lost_begins_anew_and_the_others_go_on() {
+    let fake = FakeAuth::new();
+    (0..50).for_each(|number| drop(fake.put(raw("role", &format!("r{number}"), "{}"))));
+    fake.put(lock("one"));
+    let world = world(fake, &[Role::KIND, Lock::KIND]).await;
+    tokio::time::timeout(SOON, world.cache.synced()).await.unwrap();
+    world.fake.go_away();
+    world.until("not live", |cache| !cache.feeding().borrow().live).await;
+    world.fake.remove(Lock::KIND, &name("one"));
+    world.fake.put(lock("two"));
+    world.fake.forget_history_of(Lock::KIND);
+    world.fake.remove(Role::KIND, &name("r7"));
+    world.fake.put(raw("role", "new", "{}"));
+    world.fake.come_back();
+    world.until("live", |cache| cache.feeding().borrow().live).await;
+    let locks: Vec<_> = world.cache.locks().iter().map(|lock| lock.metadata.name.to_string()).collect();
+    assert_eq!(locks, ["two"]);
+    assert!(world.cache.role(&name("r7")).is_none() && world.cache.role(&name("new")).is_some() && world.cache.role(&name("r8")).is_some());
+    let whole = world.cache.feeding().borrow().whole.clone();
+    assert_eq!(whole, BTreeMap::from([(Lock::KIND.into(), 2), (Role::KIND.into(), 1)]));
+    assert_eq!((world.fake.snapshots(), world.fake.told_whole(Role::KIND)), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_hundred_caches_that_lost_one_auth_do_not_come_back_at_once() {
+    let fake = FakeAuth::new();
+    fake.put(lock("one"));
+    let group = Group::new("test");
+    let start = |seed| Cache::start(ClusterName::new("demo").unwrap(), fake.api(), AGENT_KINDS, seed, &group, Shutdown::new());
+    let caches: Vec<Cache> = (0..200).map(start).collect();
+    for cache in &caches {
+        cache.synced().await;
+    }
+    let before = fake.watches().len();
+    let lost = tokio::time::Instant::now();
+    fake.go_away();
+    for cache in &caches {
+        cache.feeding().wait_for(|feeding| !feeding.live).await.unwrap();
+    }
+    fake.come_back();
+    for cache in &caches {
+        cache.feeding().wait_for(|feeding| feeding.live).await.unwrap();
+    }
+    let mut tenths = BTreeMap::<u128, usize>::new();
+    fake.watches().iter().skip(before).for_each(|at| *tenths.entry(at.duration_since(lost).as_millis() / 100).or_default() += 1);
+    assert_eq!(tenths.values().sum::<usize>(), 200, "each comes back once: {tenths:?}");
+    assert!(tenths.values().all(|count| *count <= 30) && tenths.len() >= 15, "in tenths of a second: {tenths:?}");
+    assert_eq!(fake.snapshots(), 200, "none begins anew");
 }
 
 #[tokio::test]

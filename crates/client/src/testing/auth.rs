@@ -42,12 +42,15 @@ struct State {
     revision: u64,
     /// What happened, by revision.
     log: Vec<(u64, String, Event)>,
-    /// History before this is forgotten.
-    floor: u64,
+    /// History before this is forgotten, of each kind.
+    floors: BTreeMap<String, u64>,
     kinds: BTreeSet<String>,
     away: bool,
-    /// How often a snapshot was sent.
+    /// How often a snapshot of everything was sent, and how often each kind was told whole.
     snapshots: u64,
+    whole: BTreeMap<String, u64>,
+    /// Watches begun, by when.
+    watches: Vec<tokio::time::Instant>,
     heartbeats: Vec<pb::HeartbeatRequest>,
     notices: Vec<String>,
 }
@@ -73,10 +76,12 @@ impl FakeAuth {
             documents: BTreeMap::new(),
             revision: 0,
             log: Vec::new(),
-            floor: 0,
+            floors: BTreeMap::new(),
             kinds,
             away: false,
             snapshots: 0,
+            whole: BTreeMap::new(),
+            watches: Vec::new(),
             heartbeats: Vec::new(),
             notices: Vec::new(),
         };
@@ -157,9 +162,23 @@ impl FakeAuth {
     }
     /// A watch from the past now gets a snapshot.
     pub fn forget_history(&self) {
+        let kinds = self.lock().kinds.clone();
+        kinds.iter().for_each(|kind| self.forget_history_of(kind));
+    }
+    /// A watch from the past is told this kind whole.
+    pub fn forget_history_of(&self, kind: &str) {
         let mut state = self.lock();
-        state.floor = state.revision.saturating_add(1);
-        state.log.clear();
+        let floor = state.revision;
+        state.floors.insert(kind.to_owned(), floor.saturating_add(1));
+        state.log.retain(|(_, of, _)| of != kind);
+    }
+    /// How often a kind was told whole.
+    pub fn told_whole(&self, kind: &str) -> u64 {
+        self.lock().whole.get(kind).copied().unwrap_or_default()
+    }
+    /// When watches were begun.
+    pub fn watches(&self) -> Vec<tokio::time::Instant> {
+        self.lock().watches.clone()
     }
     pub fn snapshots(&self) -> u64 {
         self.lock().snapshots
@@ -180,7 +199,9 @@ impl FakeAuth {
         let (kinds, first, start) = {
             let mut state = self.lock();
             let kinds: Vec<String> = asked.kinds.into_iter().filter(|kind| state.kinds.contains(kind)).collect();
-            let (first, start) = state.begin(&kinds, asked.from);
+            let resume = asked.resume.into_iter().map(|one| (one.kind, one.from)).collect();
+            state.watches.push(tokio::time::Instant::now());
+            let (first, start) = state.begin(&kinds, asked.from, &resume);
             (kinds, first, start)
         };
         let moved = self.0.moved.subscribe();
@@ -228,17 +249,28 @@ impl State {
         wanted.map(|(revision, _, event)| pb::WatchEvent { event: Some(event.clone()), revision: *revision }).collect()
     }
     /// The first events of a watch, and the revision they reach.
-    fn begin(&mut self, kinds: &[String], from: u64) -> (std::collections::VecDeque<pb::WatchEvent>, u64) {
-        let snapshot = from == 0 || from < self.floor.saturating_sub(1);
+    fn begin(&mut self, kinds: &[String], from: u64, resume: &BTreeMap<String, u64>) -> (std::collections::VecDeque<pb::WatchEvent>, u64) {
+        let from = |kind: &String| if resume.is_empty() { from } else { resume.get(kind).copied().unwrap_or_default() };
+        let lost = |kind: &&String| {
+            let floor = self.floors.get(*kind).copied().unwrap_or_default();
+            from(kind) == 0 || from(kind) < floor.saturating_sub(1)
+        };
+        let mut anew: BTreeSet<String> = kinds.iter().filter(lost).cloned().collect();
+        if resume.is_empty() && !anew.is_empty() {
+            anew = kinds.iter().cloned().collect();
+        }
+        let snapshot = anew.len() == kinds.len();
+        self.snapshots += u64::from(snapshot);
+        anew.iter().for_each(|kind| *self.whole.entry(kind.clone()).or_default() += 1);
         let event = |event, revision| pb::WatchEvent { event: Some(event), revision };
         let mut queue = std::collections::VecDeque::new();
-        queue.push_back(event(Event::Init(pb::WatchInit { confirmed: kinds.to_vec(), snapshot }), self.revision));
-        if snapshot {
-            self.snapshots += 1;
-            let wanted = self.documents.iter().filter(|((kind, _), _)| kinds.contains(kind));
-            queue.extend(wanted.map(|(_, document)| event(Event::Put(document.to_json().into()), self.revision)));
-        } else {
-            queue.extend(self.since(from, kinds));
+        let init = pb::WatchInit { confirmed: kinds.to_vec(), snapshot, anew: anew.iter().cloned().collect() };
+        queue.push_back(event(Event::Init(init), 0));
+        let wanted = self.documents.iter().filter(|((kind, _), _)| anew.contains(kind));
+        queue.extend(wanted.map(|(_, document)| event(Event::Put(document.to_json().into()), 0)));
+        for kind in kinds.iter().filter(|kind| !anew.contains(*kind)) {
+            let missed = self.since(from(kind), std::slice::from_ref(kind));
+            queue.extend(missed.into_iter().map(|told| pb::WatchEvent { revision: 0, ..told }));
         }
         queue.push_back(event(Event::Synced(pb::WatchSynced {}), self.revision));
         (queue, self.revision)
@@ -278,6 +310,8 @@ impl Auth for Served {
     type WatchStream = Pinned<pb::WatchEvent>;
     type ReadRecordingStream = Pinned<pb::RecordingChunk>;
     type CreateBackupStream = Pinned<pb::BackupChunk>;
+    type ExportEventsStream = Pinned<pb::ExportChunk>;
+    type ReadOwnRecordingStream = Pinned<pb::RecordingChunk>;
 
     async fn ping(&self, _: Request<pb::PingRequest>) -> Result<Response<pb::PingReply>, Status> {
         self.fake()?;
@@ -353,6 +387,9 @@ impl Auth for Served {
         Ok(Response::new(pb::HeartbeatReply { interval: Duration::from_secs(60).as_secs(), notices }))
     }
 
+    async fn report_quarantine(&self, _: Request<pb::ReportQuarantineRequest>) -> Result<Response<pb::ReportQuarantineReply>, Status> {
+        unserved()
+    }
     async fn join(&self, _: Request<pb::JoinRequest>) -> Result<Response<pb::HostCredentials>, Status> {
         unserved()
     }
@@ -387,10 +424,34 @@ impl Auth for Served {
     async fn create_backup(&self, _: Request<pb::CreateBackupRequest>) -> Result<Response<Self::CreateBackupStream>, Status> {
         unserved()
     }
+    async fn get_windows(&self, _: Request<pb::Empty>) -> Result<Response<pb::WindowsReply>, Status> {
+        unserved()
+    }
+    async fn move_window(&self, _: Request<pb::MoveWindowRequest>) -> Result<Response<pb::WindowsReply>, Status> {
+        unserved()
+    }
+    async fn evict_member(&self, _: Request<pb::EvictMemberRequest>) -> Result<Response<pb::WindowsReply>, Status> {
+        unserved()
+    }
+    async fn list_migrations(&self, _: Request<pb::Empty>) -> Result<Response<pb::ListMigrationsReply>, Status> {
+        unserved()
+    }
+    async fn list_bad_rows(&self, _: Request<pb::ListBadRowsRequest>) -> Result<Response<pb::ListBadRowsReply>, Status> {
+        unserved()
+    }
+    async fn repair_row(&self, _: Request<pb::RepairRowRequest>) -> Result<Response<pb::Empty>, Status> {
+        unserved()
+    }
+    async fn turn_migration(&self, _: Request<pb::TurnMigrationRequest>) -> Result<Response<pb::MigrationStatus>, Status> {
+        unserved()
+    }
     async fn search_events(&self, _: Request<pb::SearchEventsRequest>) -> Result<Response<pb::SearchEventsReply>, Status> {
         unserved()
     }
     async fn verify_audit(&self, _: Request<pb::Empty>) -> Result<Response<pb::VerifyAuditReply>, Status> {
+        unserved()
+    }
+    async fn export_events(&self, _: Request<pb::ExportEventsRequest>) -> Result<Response<Self::ExportEventsStream>, Status> {
         unserved()
     }
     async fn upload_recording(&self, _: Request<Streaming<pb::RecordingChunk>>) -> Result<Response<pb::Empty>, Status> {
@@ -400,6 +461,12 @@ impl Auth for Served {
         unserved()
     }
     async fn read_recording(&self, _: Request<pb::ReadRecordingRequest>) -> Result<Response<Self::ReadRecordingStream>, Status> {
+        unserved()
+    }
+    async fn list_own_recordings(&self, _: Request<pb::ListOwnRecordingsRequest>) -> Result<Response<pb::ListRecordingsReply>, Status> {
+        unserved()
+    }
+    async fn read_own_recording(&self, _: Request<pb::ReadRecordingRequest>) -> Result<Response<Self::ReadOwnRecordingStream>, Status> {
         unserved()
     }
 }

@@ -226,14 +226,14 @@ fn status(error: &Public) -> StatusCode {
     let Some(code) = error.known() else { return StatusCode::INTERNAL_SERVER_ERROR };
     match code {
         Code::VersionTooOld | Code::VersionTooNew | Code::VersionUnreadable | Code::VersionProtocol => StatusCode::UPGRADE_REQUIRED,
-        Code::VersionPrerelease | Code::VersionAuthOlder | Code::VersionWindow => StatusCode::UPGRADE_REQUIRED,
+        Code::VersionPrerelease | Code::VersionAuthOlder | Code::VersionWindow | Code::VersionBuild => StatusCode::UPGRADE_REQUIRED,
         Code::LoginFailed | Code::LoginExpired | Code::LoginRequired => StatusCode::UNAUTHORIZED,
         Code::LoginLocked | Code::RateLimited | Code::AccessLimit => StatusCode::TOO_MANY_REQUESTS,
         Code::AccessDenied | Code::AccessIdentity | Code::AccessLocked | Code::TokenInvalid | Code::CaPin => StatusCode::FORBIDDEN,
         Code::InviteInvalid | Code::NotFound | Code::NodeUnknown => StatusCode::NOT_FOUND,
         Code::PasswordWeak | Code::Malformed | Code::Usage | Code::NodeAmbiguous => StatusCode::BAD_REQUEST,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Code::AlreadyExists | Code::Conflict => StatusCode::CONFLICT,
+        Code::AlreadyExists | Code::Conflict | Code::UpgradeWaits | Code::UpgradeRefused => StatusCode::CONFLICT,
         Code::Timeout => StatusCode::GATEWAY_TIMEOUT,
         Code::Unavailable | Code::Unreachable | Code::NodeOffline | Code::StoreFenced | Code::StoreBroken => {
             StatusCode::SERVICE_UNAVAILABLE
@@ -253,6 +253,7 @@ fn status(error: &Public) -> StatusCode {
         | Code::BackupKey
         | Code::BackupTooLarge
         | Code::BackupIo
+        | Code::MirrorBroken
         | Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -28,11 +28,20 @@ struct Inner {
     cluster: Mutex<Option<Arc<Cluster>>>,
     events: watch::Sender<Vec<Event>>,
     away: Mutex<bool>,
+    /// Hosts that came for rescue, and what hosts may run.
+    quarantines: Mutex<Vec<pb::ReportQuarantineRequest>>,
+    window: Mutex<(u64, u64)>,
 }
 
 impl Default for FakeAuth {
     fn default() -> Self {
-        Self(Arc::new(Inner { cluster: Mutex::default(), events: watch::Sender::default(), away: Mutex::default() }))
+        Self(Arc::new(Inner {
+            cluster: Mutex::default(),
+            events: watch::Sender::default(),
+            away: Mutex::default(),
+            quarantines: Mutex::default(),
+            window: Mutex::new((7, 8)),
+        }))
     }
 }
 
@@ -42,6 +51,12 @@ impl FakeAuth {
     }
     pub(crate) fn go_away(&self) {
         *self.0.away.lock().unwrap() = true;
+    }
+    pub(crate) fn admit(&self, lo: u64, hi: u64) {
+        *self.0.window.lock().unwrap() = (lo, hi);
+    }
+    pub(crate) fn quarantines(&self) -> Vec<pb::ReportQuarantineRequest> {
+        self.0.quarantines.lock().unwrap().clone()
     }
     /// Waits for an event that fits.
     pub(crate) async fn event(&self, fits: impl Fn(&Event) -> bool) -> Event {
@@ -128,6 +143,27 @@ impl Auth for FakeAuth {
     async fn delete(&self, _: Request<pb::DeleteRequest>) -> Result<Response<pb::Empty>, Status> {
         Err(Status::unimplemented("not by the fake"))
     }
+    async fn get_windows(&self, _: Request<pb::Empty>) -> Result<Response<pb::WindowsReply>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
+    async fn move_window(&self, _: Request<pb::MoveWindowRequest>) -> Result<Response<pb::WindowsReply>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
+    async fn evict_member(&self, _: Request<pb::EvictMemberRequest>) -> Result<Response<pb::WindowsReply>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
+    async fn list_migrations(&self, _: Request<pb::Empty>) -> Result<Response<pb::ListMigrationsReply>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
+    async fn list_bad_rows(&self, _: Request<pb::ListBadRowsRequest>) -> Result<Response<pb::ListBadRowsReply>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
+    async fn repair_row(&self, _: Request<pb::RepairRowRequest>) -> Result<Response<pb::Empty>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
+    async fn turn_migration(&self, _: Request<pb::TurnMigrationRequest>) -> Result<Response<pb::MigrationStatus>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
     type CreateBackupStream = tokio_stream::Empty<Result<pb::BackupChunk, Status>>;
     async fn create_backup(&self, _: Request<pb::CreateBackupRequest>) -> Result<Response<Self::CreateBackupStream>, Status> {
         Err(Status::unimplemented("not by the fake"))
@@ -157,16 +193,41 @@ impl Auth for FakeAuth {
     async fn heartbeat(&self, _: Request<pb::HeartbeatRequest>) -> Result<Response<pb::HeartbeatReply>, Status> {
         Err(Status::unimplemented("not by the fake"))
     }
+    async fn report_quarantine(
+        &self,
+        request: Request<pb::ReportQuarantineRequest>,
+    ) -> Result<Response<pb::ReportQuarantineReply>, Status> {
+        if *self.0.away.lock().unwrap() {
+            return Err(Status::unavailable("away"));
+        }
+        if *self.0.window.lock().unwrap() == (0, 0) {
+            return Err(refuse(Code::VersionWindow, "proxy 8.3.7 is not admitted"));
+        }
+        self.0.quarantines.lock().unwrap().push(request.into_inner());
+        let (lo, hi) = *self.0.window.lock().unwrap();
+        Ok(Response::new(pb::ReportQuarantineReply { lo, hi, production: true }))
+    }
     async fn search_events(&self, _: Request<pb::SearchEventsRequest>) -> Result<Response<pb::SearchEventsReply>, Status> {
         Err(Status::unimplemented("not by the fake"))
     }
     async fn verify_audit(&self, _: Request<pb::Empty>) -> Result<Response<pb::VerifyAuditReply>, Status> {
         Err(Status::unimplemented("not by the fake"))
     }
+    type ExportEventsStream = tokio_stream::Empty<Result<pb::ExportChunk, Status>>;
+    async fn export_events(&self, _: Request<pb::ExportEventsRequest>) -> Result<Response<Self::ExportEventsStream>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
     async fn upload_recording(&self, _: Request<Streaming<pb::RecordingChunk>>) -> Result<Response<pb::Empty>, Status> {
         Err(Status::unimplemented("not by the fake"))
     }
     async fn list_recordings(&self, _: Request<pb::ListRecordingsRequest>) -> Result<Response<pb::ListRecordingsReply>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
+    async fn list_own_recordings(&self, _: Request<pb::ListOwnRecordingsRequest>) -> Result<Response<pb::ListRecordingsReply>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
+    type ReadOwnRecordingStream = tokio_stream::Empty<Result<pb::RecordingChunk, Status>>;
+    async fn read_own_recording(&self, _: Request<pb::ReadRecordingRequest>) -> Result<Response<Self::ReadOwnRecordingStream>, Status> {
         Err(Status::unimplemented("not by the fake"))
     }
     type ReadRecordingStream = tokio_stream::Empty<Result<pb::RecordingChunk, Status>>;

@@ -16,6 +16,7 @@ mod fake_auth;
 mod jump;
 mod limits;
 mod listener;
+mod rescue;
 mod rig;
 mod stay;
 mod web;

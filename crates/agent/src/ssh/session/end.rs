@@ -111,11 +111,15 @@ pub(super) async fn record_end(
         Ended::Gone => event = event.with("reason", "the client went away"),
         Ended::Exited(_) => {}
     }
+    let mut complete = None;
     if let Some((recorder, began, omitted)) = recorder {
-        if let Err(error) = recorder.finish(began, omitted, end).await {
-            event = event.with("recording_error", error.to_string());
+        match recorder.finish(began, omitted, end).await {
+            Ok(file) => complete = Some(file),
+            Err(error) => event = event.with("recording_error", error.to_string()),
         }
-        shared.spool.finished();
     }
-    shared.audit.emit(event).await;
+    shared.audit.emit_kept(event).await;
+    // A recording that was delivered and deleted before its session's end is on disk could not tell of it after a crash.
+    drop(complete);
+    shared.spool.finished();
 }

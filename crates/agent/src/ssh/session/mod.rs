@@ -114,6 +114,10 @@ pub(crate) async fn run(start: Start) {
         Ended::Fault(why) => Some(notice("the session was ended", &Public::new(Code::Unavailable, why.as_str()), pty.is_some())),
         Ended::Exited(_) | Ended::Gone => None,
     };
+    // Who reads the exit status may rely on the recording, whatever happens to this process then.
+    if let Some(recorder) = &recorder {
+        recorder.flush().await;
+    }
     tell_end(&write, &handle, text, &ended).await;
     drop(agent);
     stop(&mut child, group, &ended).await;
