@@ -4,9 +4,11 @@
 //! Unknown keys and wrong types are errors with line and column; all faults of meaning are reported at once by
 //! [`Config::check`]. Relative paths are taken from the file's directory.
 
+mod audit;
 mod backup;
 mod storage;
 
+pub(crate) use audit::Audit;
 pub(crate) use backup::Backup;
 pub(crate) use storage::Storage;
 #[cfg(feature = "server")]
@@ -58,6 +60,8 @@ pub(crate) struct General {
     pub(crate) auth_servers: Vec<String>,
     /// Address of a Proxy to join through, `host:port`. The process then opens no port.
     pub(crate) proxy_server: Option<String>,
+    /// The same of several Proxies of one cluster, in place of `proxy_server`: each is tried when another does not answer.
+    pub(crate) proxy_servers: Vec<String>,
     /// Pins of the cluster's authority, `sha256:<hex>`: who joins checks them before showing its token.
     pub(crate) ca_pin: Vec<String>,
     /// Where `/healthz`, `/readyz` and `/metrics` are served. Default: nowhere.
@@ -113,6 +117,8 @@ pub(crate) struct AuthService {
     pub(crate) tokens: Vec<String>,
     /// How people log in.
     pub(crate) authentication: Authentication,
+    /// Where audit events are kept and for how long.
+    pub(crate) audit: Audit,
     /// Backups made by themselves. Default: none.
     pub(crate) backup: Option<Backup>,
     /// Where recordings are kept. Default: `auth/recordings` in the data directory. Several Auth Services of one cluster name one directory that they share.
@@ -155,6 +161,8 @@ pub(crate) struct ProxyService {
     pub(crate) public_addr: Vec<String>,
     /// Where agents reach this Proxy and no other, `host:port`, when `public_addr` leads to several (a load balancer, a shared name). Default: the first `public_addr`.
     pub(crate) tunnel_addr: Option<String>,
+    /// Releases for hosts that are refused for their version, as `make release` writes them: one directory per version, each with its SHA256SUMS. Default: none.
+    pub(crate) mirror_dir: Option<PathBuf>,
     /// Web certificates in place of the cluster's own; re-read when the files change.
     pub(crate) https_keypairs: Vec<KeyPair>,
 }
@@ -214,13 +222,16 @@ impl Config {
     fn resolve_paths(&mut self, directory: &Path) {
         let pairs = self.proxy_service.https_keypairs.iter_mut().flat_map(|pair| [&mut pair.key_file, &mut pair.cert_file]);
         let general = &mut self.lockgate;
-        let backups = self.auth_service.backup.iter_mut().filter_map(|backup| backup.dir.as_mut());
+        if let Some(backup) = &mut self.auth_service.backup {
+            backup.resolve_paths(directory);
+        }
         for path in pairs
             .chain(general.data_dir.iter_mut())
             .chain(general.storage.paths_mut())
             .chain(self.auth_service.recordings_dir.iter_mut())
+            .chain(self.auth_service.audit.paths_mut())
             .chain(general.pid_file.iter_mut())
-            .chain(backups)
+            .chain(self.proxy_service.mirror_dir.iter_mut())
         {
             if path.is_relative() {
                 *path = directory.join(&*path);
@@ -239,23 +250,30 @@ impl Config {
         if let Some(Err(error)) = general.nodename.as_deref().map(types::NodeName::new) {
             fault("lockgate.nodename", error.to_string());
         }
-        if general.auth_server.is_some() && general.proxy_server.is_some() {
-            fault("lockgate.auth_server", "given together with proxy_server; a process joins by one of them".into());
-        }
-        if !general.auth_servers.is_empty() && (general.auth_server.is_some() || general.proxy_server.is_some()) {
-            fault("lockgate.auth_servers", "given together with auth_server or proxy_server; a process joins by one of them".into());
+        let ways = [
+            ("auth_server", general.auth_server.is_some()),
+            ("auth_servers", !general.auth_servers.is_empty()),
+            ("proxy_server", general.proxy_server.is_some()),
+            ("proxy_servers", !general.proxy_servers.is_empty()),
+        ];
+        let mut given = ways.iter().filter(|(_, given)| *given).map(|(key, _)| *key);
+        if let (Some(first), Some(second)) = (given.next(), given.next()) {
+            fault(&format!("lockgate.{first}"), format!("given together with {second}; a process joins by one of them"));
         }
         for (key, address) in [("lockgate.auth_server", &general.auth_server), ("lockgate.proxy_server", &general.proxy_server)] {
             if let Some(Err(why)) = address.as_deref().map(check_address) {
                 fault(key, why);
             }
         }
-        for address in &general.auth_servers {
-            if let Err(why) = check_address(address) {
-                fault("lockgate.auth_servers", why);
+        for (key, addresses) in [("lockgate.auth_servers", &general.auth_servers), ("lockgate.proxy_servers", &general.proxy_servers)] {
+            for why in addresses.iter().filter_map(|address| check_address(address).err()) {
+                fault(key, why);
             }
         }
         for (key, why) in general.storage.check() {
+            fault(key, why);
+        }
+        for (key, why) in self.auth_service.audit.check() {
             fault(key, why);
         }
         for (key, why) in self.auth_service.backup.iter().flat_map(Backup::check) {

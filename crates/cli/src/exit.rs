@@ -1,10 +1,36 @@
 //! How a command ends: the error a person reads, and the exit status a script reads.
 //!
 //! The user reads at most three lines: `error:` what could not be done, `cause:` why, with its stable code, `hint:` what to
-//! do next. Never a stack trace. Statuses: 0 done, 1 failed, 2 wrong usage; `tsh ssh` passes the remote status through.
+//! do next. Never a stack trace. Statuses are those of [`Status`]; `tsh ssh` passes the remote status through.
 
 use std::process::ExitCode;
 use types::{Code, Public};
+
+/// Declares the statuses once: name, number, meaning. `docs/reference/exit.md` is generated from [`Status::ALL`].
+macro_rules! statuses {
+    ($($name:ident = $number:literal : $meaning:literal),+ $(,)?) => {
+        /// What a script may rely on. Numbers keep their meaning.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub(crate) enum Status { $(#[doc = $meaning] $name = $number),+ }
+        impl Status {
+            /// Every status: number and meaning, for the generated reference.
+            pub(crate) const ALL: &[(u8, &str)] = &[$(($number, $meaning)),+];
+        }
+    };
+}
+
+statuses! {
+    Done = 0: "done",
+    Failed = 1: "failed; standard error says why, with a stable code",
+    Usage = 2: "wrong usage of a command",
+    Session = 255: "`tsh ssh`: the session failed, not the command; any other status is the command's own",
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        Self::from(status as u8)
+    }
+}
 
 /// A failed command.
 #[derive(Debug)]
@@ -33,7 +59,7 @@ impl Failure {
         if let Some(hint) = &self.cause.hint {
             eprintln!("{} {}", style.dim("hint:"), plain(hint));
         }
-        if self.cause.is(Code::Usage) { ExitCode::from(2) } else { ExitCode::FAILURE }
+        if self.cause.is(Code::Usage) { Status::Usage.into() } else { Status::Failed.into() }
     }
 }
 

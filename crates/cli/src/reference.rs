@@ -1,5 +1,5 @@
 //! The generated parts of the documentation, from the code itself: the configuration from its types, the commands from
-//! their definitions, error codes and audit events from their tables. `cargo xtask reference` writes them to
+//! their definitions, error codes, exit statuses, audit events and metrics from their tables. `cargo xtask reference` writes them to
 //! `docs/reference`, `--check` compares.
 
 #[cfg(feature = "server")]
@@ -14,6 +14,8 @@ pub(crate) fn write(dir: &Path) -> std::io::Result<()> {
     std::fs::write(dir.join("config.md"), config())?;
     std::fs::write(dir.join("errors.md"), errors())?;
     std::fs::write(dir.join("events.md"), events())?;
+    std::fs::write(dir.join("exit.md"), exit())?;
+    std::fs::write(dir.join("metrics.md"), metrics())?;
     for program in [Program::Lockgate, Program::Tsh, Program::Tctl] {
         let command = program.command();
         let name = command.get_name().to_owned();
@@ -47,6 +49,26 @@ fn events() -> String {
     );
     for kind in EventKind::ALL {
         put(&mut out, &format!("| `{}` | `{}` | {} |", kind.code(), kind.name(), kind.meaning()));
+    }
+    out
+}
+
+fn exit() -> String {
+    let mut out =
+        String::from("# Exit statuses\n\nGenerated from the code. A status keeps its meaning.\n\n| status | meaning |\n|---|---|\n");
+    for (number, meaning) in crate::exit::Status::ALL {
+        put(&mut out, &format!("| `{number}` | {meaning} |"));
+    }
+    out
+}
+
+#[cfg(feature = "server")]
+fn metrics() -> String {
+    let mut out = String::from(
+        "# Metrics\n\nGenerated from the code: what `/metrics` serves, as far as the process runs that service. Names and types stay.\n\n| metric | type | meaning |\n|---|---|---|\n",
+    );
+    for (name, kind, meaning) in crate::server::metrics::names() {
+        put(&mut out, &format!("| `{name}` | {kind} | {meaning} |"));
     }
     out
 }

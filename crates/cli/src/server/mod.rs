@@ -4,9 +4,10 @@ mod configure;
 mod diag;
 mod install;
 mod logging;
-mod metrics;
+pub(crate) mod metrics;
 pub(crate) mod offline;
 mod process;
+mod rescue;
 mod settings;
 mod signals;
 mod start;
@@ -47,6 +48,9 @@ enum Command {
         /// Diagnostic address of the services on this host
         #[arg(long, default_value = "127.0.0.1:3000")]
         diag_addr: SocketAddr,
+        /// Fails unless the services answer and all are ready
+        #[arg(long)]
+        check: bool,
         /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
@@ -57,6 +61,11 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
+    /// Asks a Proxy which release this host should run, and fetches it from the Proxy's mirror
+    #[command(
+        after_help = "For a host that the cluster refuses for its version: `tctl inventory ls` shows it as quarantined, its log names this command.\nNothing is installed. The file is checked against the digest that the Proxy names.\n\nExamples:\n  lockgate rescue\n  lockgate rescue --output /var/tmp"
+    )]
+    Rescue(Box<RescueArgs>),
     /// Installs files that the host needs
     Install {
         #[command(subcommand)]
@@ -160,7 +169,7 @@ pub(crate) struct StartArgs {
     /// Auth Service to join directly, host:port; several with commas between
     #[arg(long, conflicts_with = "proxy_server")]
     pub(crate) auth_server: Option<String>,
-    /// Proxy to join through, host:port; nothing then listens here
+    /// Proxy to join through, host:port, several with commas between; nothing then listens here
     #[arg(long)]
     pub(crate) proxy_server: Option<String>,
     /// Name of this host
@@ -193,6 +202,26 @@ pub(crate) struct StartArgs {
     /// What to log
     #[arg(long, value_enum)]
     pub(crate) log_severity: Option<Severity>,
+}
+
+/// Flags of `rescue`.
+#[derive(Args, Debug)]
+pub(crate) struct RescueArgs {
+    /// Configuration file; /etc/lockgate.yaml is read when it exists and this is absent
+    #[arg(short, long, env = "LOCKGATE_CONFIG_FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Directory of state, which has the host's certificate
+    #[arg(long, env = "LOCKGATE_DATA_DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Proxy to ask, host:port; those of the configuration when absent
+    #[arg(long)]
+    pub(crate) proxy_server: Option<String>,
+    /// Directory to put the file in; nothing is fetched when absent
+    #[arg(short, long)]
+    pub(crate) output: Option<PathBuf>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) format: Format,
 }
 
 /// Flags of `configure`.
@@ -253,8 +282,9 @@ pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
     match command {
         Command::Start(args) => start::start(&args),
         Command::Configure(args) => configure::configure(&args),
-        Command::Status { diag_addr, format } => status::status(diag_addr, format),
+        Command::Status { diag_addr, check, format } => status::status(diag_addr, check, format),
         Command::Version { format } => version(format),
+        Command::Rescue(args) => rescue::rescue(&args),
         Command::Install { what: Install::Systemd { output, env_file, pid_file, fd_limit, lockgate_path } } => {
             install::systemd(output.as_deref(), &env_file, &pid_file, fd_limit, lockgate_path)
         }
@@ -270,10 +300,25 @@ pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
 }
 
 fn version(format: Format) -> Outcome {
-    let version = crate::version().to_string();
+    let version = crate::version();
     let done = match format {
-        Format::Text => crate::output::write_out(&format!("Lockgate v{version} git:{}\n", crate::GITREF)),
-        Format::Json | Format::Yaml => crate::output::show_value(format, &serde_json::json!({"version": version, "gitref": crate::GITREF})),
+        Format::Text => crate::output::write_out(&format!(
+            "Lockgate v{version} git:{} content:{}\n",
+            crate::GITREF,
+            wire::content::short(wire::content::digest())
+        )),
+        Format::Json | Format::Yaml => crate::output::show_value(format, &about(&version)),
     };
-    done.could("print the version").map(|()| ExitCode::SUCCESS)
+    done.could("print the version").map(|()| crate::exit::Status::Done.into())
+}
+
+/// What a script or a release's manifest wants to know: which formats and APIs this build works with.
+fn about(version: &types::Version) -> serde_json::Value {
+    let speaks = wire::hello::Hello::ours(version, "lockgate");
+    let last = |major: u64| upgrade::control::final_of(major);
+    serde_json::json!({
+        "version": version, "gitref": crate::GITREF,
+        "content": wire::content::digest(), "apis": speaks.apis, "capabilities": speaks.capabilities,
+        "cluster_version": {"from": last(version.major().saturating_sub(1)), "to": last(version.major())},
+    })
 }

@@ -38,7 +38,8 @@ pub(crate) struct Join {
 pub(crate) enum JoinBy {
     /// One of these.
     Auth(Vec<String>),
-    Proxy(String),
+    /// One of these.
+    Proxy(Vec<String>),
 }
 
 pub(crate) struct AuthSettings {
@@ -53,6 +54,7 @@ pub(crate) struct AuthSettings {
     /// Else in the data directory.
     pub(crate) recordings_dir: Option<PathBuf>,
     pub(crate) backup: Option<auth::backup::Schedule>,
+    pub(crate) audit: auth::AuditSettings,
 }
 
 pub(crate) struct ProxySettings {
@@ -62,6 +64,8 @@ pub(crate) struct ProxySettings {
     pub(crate) keypairs: Vec<config::KeyPair>,
     /// Where agents reach this Proxy alone.
     pub(crate) tunnel_addr: Option<String>,
+    /// Releases for hosts that come for rescue.
+    pub(crate) mirror_dir: Option<PathBuf>,
 }
 
 pub(crate) struct SshSettings {
@@ -103,8 +107,9 @@ fn overlay(mut config: Config, args: &StartArgs) -> Config {
     // A way to join that is named on the command line replaces the file's.
     if args.auth_server.is_some() || args.proxy_server.is_some() {
         general.auth_server = None;
-        general.auth_servers = args.auth_server.iter().flat_map(|all| all.split(',')).map(|addr| addr.trim().to_owned()).collect();
-        general.proxy_server.clone_from(&args.proxy_server);
+        general.proxy_server = None;
+        general.auth_servers = several(args.auth_server.as_deref());
+        general.proxy_servers = several(args.proxy_server.as_deref());
     }
     if !args.ca_pin.is_empty() {
         general.ca_pin.clone_from(&args.ca_pin);
@@ -118,15 +123,21 @@ fn overlay(mut config: Config, args: &StartArgs) -> Config {
     config
 }
 
+/// Addresses with commas between.
+fn several(flag: Option<&str>) -> Vec<String> {
+    flag.iter().flat_map(|all| all.split(',')).map(|addr| addr.trim().to_owned()).collect()
+}
+
 fn settle(config: &Config, args: &StartArgs) -> Result<Settings, String> {
     let general = &config.lockgate;
     let roles = roles(config, &args.roles)?;
     let has_auth = roles.contains(&SystemRole::Auth);
     let auths: Vec<String> = general.auth_server.iter().chain(&general.auth_servers).cloned().collect();
-    let join = match (auths.is_empty(), &general.proxy_server) {
+    let proxies: Vec<String> = general.proxy_server.iter().chain(&general.proxy_servers).cloned().collect();
+    let join = match (auths.is_empty(), proxies.is_empty()) {
         (false, _) => Some(JoinBy::Auth(auths)),
-        (true, Some(address)) => Some(JoinBy::Proxy(address.clone())),
-        (true, None) => None,
+        (true, false) => Some(JoinBy::Proxy(proxies)),
+        (true, true) => None,
     };
     if !has_auth && join.is_none() {
         return Err("this process runs no Auth Service, so it must know one: give --auth-server or --proxy-server, with --token and --ca-pin at the first start".into());
@@ -216,33 +227,44 @@ fn auth(config: &Config, data_dir: &Path, with_proxy: bool) -> Result<AuthSettin
         production: !service.allow_prerelease.unwrap_or(false),
         recordings_dir: service.recordings_dir.clone(),
         backup: service.backup.as_ref().and_then(config::Backup::schedule),
+        audit: service.audit.settings(&config.lockgate.storage, postgres),
     })
 }
 
 fn storage(storage: &config::Storage, data_dir: &Path) -> auth::Storage {
-    let identity = match (&storage.tls_cert_file, &storage.tls_key_file) {
-        (Some(cert), Some(key)) => Some(store::remote::Identity { cert_file: cert.clone(), key_file: key.clone() }),
-        _ => None,
-    };
-    let tls = storage.tls_ca_file.clone().map(|ca_file| store::remote::Tls { ca_file, identity });
-    let local = |hosts: &[String]| if hosts.is_empty() { vec!["localhost".to_owned()] } else { hosts.to_vec() };
-    let insecure = storage.insecure.unwrap_or(false);
     match storage.kind.unwrap_or_default() {
         StorageType::Memory => auth::Storage::Memory,
         StorageType::Sqlite => auth::Storage::Sqlite { path: storage.path.clone().unwrap_or_else(|| data_dir.join("auth/state.db")) },
-        StorageType::Postgres => {
-            let named = |text: &Option<String>| text.clone().unwrap_or_else(|| "lockgate".into());
-            let options = store::postgres::Options::new(local(&storage.hosts), named(&storage.database), named(&storage.username));
-            let (schema, password_file) = (named(&storage.schema), storage.password_file.clone());
-            auth::Storage::Postgres(Box::new(store::postgres::Options { schema, password_file, tls, insecure, ..options }))
-        }
+        StorageType::Postgres => auth::Storage::Postgres(Box::new(postgres(storage))),
         StorageType::Etcd => {
             let options = store::etcd::Options::new(local(&storage.peers));
             let prefix = storage.prefix.clone().unwrap_or_else(|| options.prefix.clone());
             let (user, password_file) = (storage.username.clone(), storage.password_file.clone());
+            let (tls, insecure) = (tls(storage), storage.insecure.unwrap_or(false));
             auth::Storage::Etcd(Box::new(store::etcd::Options { prefix, user, password_file, tls, insecure, ..options }))
         }
     }
+}
+
+/// A connection to PostgreSQL, for the store or the audit log.
+fn postgres(storage: &config::Storage) -> store::postgres::Options {
+    let named = |text: &Option<String>| text.clone().unwrap_or_else(|| "lockgate".into());
+    let options = store::postgres::Options::new(local(&storage.hosts), named(&storage.database), named(&storage.username));
+    let (schema, password_file) = (named(&storage.schema), storage.password_file.clone());
+    let (tls, insecure) = (tls(storage), storage.insecure.unwrap_or(false));
+    store::postgres::Options { schema, password_file, tls, insecure, ..options }
+}
+
+fn local(hosts: &[String]) -> Vec<String> {
+    if hosts.is_empty() { vec!["localhost".to_owned()] } else { hosts.to_vec() }
+}
+
+fn tls(storage: &config::Storage) -> Option<store::remote::Tls> {
+    let identity = match (&storage.tls_cert_file, &storage.tls_key_file) {
+        (Some(cert), Some(key)) => Some(store::remote::Identity { cert_file: cert.clone(), key_file: key.clone() }),
+        _ => None,
+    };
+    storage.tls_ca_file.clone().map(|ca_file| store::remote::Tls { ca_file, identity })
 }
 
 fn proxy(config: &Config) -> Result<ProxySettings, String> {
@@ -258,6 +280,7 @@ fn proxy(config: &Config) -> Result<ProxySettings, String> {
         public_addr: service.public_addr.clone(),
         keypairs: service.https_keypairs.clone(),
         tunnel_addr: service.tunnel_addr.clone(),
+        mirror_dir: service.mirror_dir.clone(),
     })
 }
 
@@ -321,6 +344,19 @@ mod tests {
         check("lockgate: {auth_servers: ['a:1', 'b:2']}\n", None, &["a:1", "b:2"]);
         check("lockgate: {auth_servers: ['a:1', 'b:2']}\n", Some("c:3, d:4"), &["c:3", "d:4"]);
         check("", Some("c:3"), &["c:3"]);
+    }
+
+    #[test]
+    fn several_proxies_are_given_in_the_file_or_with_commas_on_the_command_line() {
+        let check = |yaml: &str, flag: Option<&str>, want: &[&str]| {
+            let args = StartArgs { roles: vec![SystemRole::Node], proxy_server: flag.map(str::to_owned), ..StartArgs::default() };
+            let Some(Join { by: JoinBy::Proxy(found), .. }) = settled(yaml, &args).unwrap().join else { panic!("{yaml}") };
+            assert_eq!(found, want, "{yaml}");
+        };
+        check("lockgate: {proxy_server: 'a:1'}\n", None, &["a:1"]);
+        check("lockgate: {proxy_servers: ['a:1', 'b:2']}\n", None, &["a:1", "b:2"]);
+        check("lockgate: {proxy_servers: ['a:1', 'b:2']}\n", Some("c:3, d:4"), &["c:3", "d:4"]);
+        check("lockgate: {auth_server: 'a:1'}\n", Some("c:3"), &["c:3"]);
     }
 
     #[test]

@@ -209,6 +209,7 @@ async fn start_auth(process: &mut Process) -> Result<Arc<auth::Auth>, Public> {
         recordings_dir: settings.recordings_dir.clone(),
         public_addr: settings.public_addr.first().cloned(),
         backup: settings.backup.clone(),
+        audit: settings.audit.clone(),
         names: settings.public_addr.iter().filter_map(|address| host_part(address)).chain(names(&process.settings)).collect(),
         ..auth::Config::new(process.settings.data_dir.clone(), process.host_id, process.settings.nodename.clone())
     };
@@ -248,16 +249,22 @@ async fn credentials(process: &Process, auth: Option<&auth::Auth>, roles: &BTree
         return HostCredentials::from_reply(key, &reply, address).map_err(|error| error.public());
     }
     let path = identity_path(settings);
+    let mut expired = None;
     match HostCredentials::load(&path) {
         Ok(kept) if kept.identity.roles.is_superset(roles) && kept.expires > process.clock.now() => return Ok(kept),
         Ok(kept) => {
-            tracing::warn!(expires = %kept.expires, roles = %shown(&kept.identity.roles), "the kept certificates have expired or lack a role; joining anew")
+            tracing::warn!(expires = %kept.expires, roles = %shown(&kept.identity.roles), "the kept certificates have expired or lack a role; joining anew");
+            expired = Some(kept.expires).filter(|end| *end <= process.clock.now());
         }
         Err(error) if error.is_missing() => {}
         Err(error) => return Err(error.public()),
     }
     let Some(join) = &settings.join else { return Err(Public::new(Code::Config, "there is no way to an Auth Service")) };
     let Some(token) = &join.token else {
+        if let Some(end) = expired {
+            return Err(Public::new(Code::TokenInvalid, format!("this host's certificates ended at {end} and no token is given"))
+                .hint("join again: `tctl tokens add` prints the command for this host"));
+        }
         return Err(Public::new(Code::TokenInvalid, "this host has not joined the cluster yet and no token is given")
             .hint("`tctl tokens add` prints the command for this host"));
     };
@@ -323,6 +330,7 @@ async fn start_proxy(
             .iter()
             .map(|pair| proxy::KeypairFiles { cert_file: pair.cert_file.clone(), key_file: pair.key_file.clone() })
             .collect(),
+        mirror_dir: settings.mirror_dir.clone(),
         ..proxy::Config::default()
     };
     let world = proxy::World {
@@ -338,7 +346,8 @@ async fn start_proxy(
     let proxy = proxy::Proxy::build(config, world).map_err(|error| Public::new(Code::Config, format!("the Proxy could not {error}")))?;
     process.metrics.store(metrics::Sources { proxy: Some(proxy.metrics()), ..(*process.metrics.load()).clone() });
     let addr = proxy.local_addr();
-    tracing::info!(%addr, ssh = ?process.settings.proxy.ssh_listen_addr, public = ?public_addrs(&process.settings), "the Proxy Service listens");
+    let ssh = process.settings.proxy.ssh_listen_addr.map_or_else(|| "off".to_owned(), |addr| addr.to_string());
+    tracing::info!(%addr, ssh, public = public_addrs(&process.settings).join(","), "the Proxy Service listens");
     let shutdown = process.shutdown.clone();
     process.services.spawn("proxy", proxy.run(shutdown));
     Ok(addr)
@@ -355,7 +364,7 @@ async fn start_agent(
 ) -> Result<Option<u16>, Public> {
     let proxies = match (own_proxy, via) {
         (Some(addr), _) => vec![loopback(addr).to_string()],
-        (None, Via::Proxy(addr)) => vec![addr.clone()],
+        (None, Via::Proxy(_) | Via::AnyProxy(_)) => via.addrs().to_vec(),
         (None, Via::Auth(_) | Via::AnyAuth(_)) => Vec::new(),
     };
     let settings = &process.settings;
@@ -489,7 +498,7 @@ fn by(by: &JoinBy) -> Via {
             [one] => Via::Auth(one.clone()),
             [] | [..] => Via::AnyAuth(addrs.clone()),
         },
-        JoinBy::Proxy(addr) => Via::Proxy(addr.clone()),
+        JoinBy::Proxy(addrs) => Via::proxies(addrs),
     }
 }
 

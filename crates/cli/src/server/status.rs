@@ -1,7 +1,7 @@
 //! `lockgate status`: inside a session, which one; and how the services on this host are, by their diagnostic address.
 
 use crate::{
-    exit::{Could as _, Outcome},
+    exit::{Could as _, Failure, Outcome},
     output::{Format, show_value, write_out},
 };
 use serde::Serialize;
@@ -11,6 +11,7 @@ use std::{
     process::ExitCode,
     time::Duration,
 };
+use types::{Code, Public};
 
 #[derive(Serialize)]
 struct Status {
@@ -29,7 +30,8 @@ struct Session {
     session_id: String,
 }
 
-pub(super) fn status(diag: SocketAddr, format: Format) -> Outcome {
+/// `check`: for a container's health and for scripts; what is not ready makes it fail.
+pub(super) fn status(diag: SocketAddr, check: bool, format: Format) -> Outcome {
     let env = |name: &str| std::env::var(name).unwrap_or_default();
     let session = (!env("LOCKGATE_SESSION").is_empty()).then(|| Session {
         user: env("LOCKGATE_USER"),
@@ -37,9 +39,12 @@ pub(super) fn status(diag: SocketAddr, format: Format) -> Outcome {
         host_id: env("LOCKGATE_HOST_ID"),
         session_id: env("LOCKGATE_SESSION"),
     });
-    let status = Status { session, services: ready(diag) };
+    let answer = ready(diag);
+    let well = answer.as_ref().is_some_and(|answer| answer.get("status").is_some_and(|word| word == "ready"));
+    let status = Status { session, services: answer.as_ref().and_then(|answer| answer.get("components")).cloned() };
+    let ended = if check && !well { Err(not_ready(diag, answer.is_some())) } else { Ok(ExitCode::SUCCESS) };
     if format != Format::Text {
-        return show_value(format, &status).could("print the status").map(|()| ExitCode::SUCCESS);
+        return show_value(format, &status).could("print the status").and(ended);
     }
     let mut text = match &status.session {
         Some(session) => format!(
@@ -56,7 +61,12 @@ pub(super) fn status(diag: SocketAddr, format: Format) -> Outcome {
         }
         None => text.push_str(&format!("No services answer on {diag} (start them with --diag-addr={diag} to see them here).\n")),
     }
-    write_out(&text).could("print the status").map(|()| ExitCode::SUCCESS)
+    write_out(&text).could("print the status").and(ended)
+}
+
+fn not_ready(diag: SocketAddr, answered: bool) -> Failure {
+    let why = if answered { format!("the services at {diag} are not ready") } else { format!("no services answer at {diag}") };
+    Failure::new("find all services ready", Public::new(Code::Unavailable, why))
 }
 
 /// One small HTTP request, without a runtime: the answer's body, if there is one.
@@ -68,6 +78,5 @@ fn ready(diag: SocketAddr) -> Option<serde_json::Value> {
     let mut answer = String::new();
     stream.take(64 * 1024).read_to_string(&mut answer).ok()?;
     let (_, body) = answer.split_once("\r\n\r\n")?;
-    let value: serde_json::Value = serde_json::from_str(body.trim()).ok()?;
-    value.get("components").cloned()
+    serde_json::from_str(body.trim()).ok()
 }

@@ -2,9 +2,11 @@
 //!
 //! `create` asks the Auth Service and writes what it streams beside the file's place, reads it again, and renames it; `verify` and
 //! `inspect` need no cluster; `restore` works offline on the host of the new Auth Service; `drill` restores where it disturbs nobody.
-//! Keys and passphrases come from files or the terminal, never from arguments. Parts: `made` (create, keygen), `read` (verify, inspect),
-//! `back` (restore, drill).
+//! A file may lie in a bucket: it is fetched first, and `ls` shows what is there. Keys and passphrases come from files or the terminal,
+//! never from arguments. Parts: `made` (create, keygen), `read` (verify, inspect), `back` (restore, drill), `away` (ls, fetching).
 
+#[cfg(feature = "server")]
+mod away;
 #[cfg(feature = "server")]
 mod back;
 mod made;
@@ -75,6 +77,18 @@ pub(crate) enum Backup {
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
+    /// Lists the complete backups in a directory or bucket
+    #[cfg(feature = "server")]
+    #[command(after_help = "Examples:\n  tctl backup ls --config=/etc/lockgate.yaml\n  tctl backup ls s3://lockgate-backups/prod")]
+    Ls {
+        /// A directory, or s3://bucket/prefix; else where the configuration sends backups
+        place: Option<String>,
+        #[command(flatten)]
+        remote: RemoteArgs,
+        /// How to print
+        #[arg(short, long, value_enum, default_value_t)]
+        format: Format,
+    },
     /// Makes a key that backups are encrypted to: the private half into a file, the public half printed
     Keygen {
         /// File for the private key; made with mode 0600, never overwritten
@@ -104,11 +118,30 @@ pub(crate) struct CreateArgs {
     pub(crate) format: Format,
 }
 
+/// How a bucket is reached; what is not given is taken from the configuration, if that names the same bucket.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct RemoteArgs {
+    /// s3: the bucket's region
+    #[arg(long)]
+    pub(crate) region: Option<String>,
+    /// s3: https://host[:port] of a server that is not Amazon's
+    #[arg(long)]
+    pub(crate) endpoint: Option<String>,
+    /// s3: file with aws_access_key_id and aws_secret_access_key; else the environment
+    #[arg(long)]
+    pub(crate) credentials_file: Option<PathBuf>,
+}
+
 /// A file, what opens it, and who must have signed it.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub(crate) struct FileArgs {
-    /// The backup
+    /// The backup: a file, or s3://bucket/prefix/name
     pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
+    /// Where it was fetched to
+    #[arg(skip)]
+    pub(crate) fetched: Option<PathBuf>,
     /// File with the private key, as `keygen` or age-keygen writes it
     #[arg(long, conflicts_with = "passphrase_file")]
     pub(crate) identity_file: Option<PathBuf>,
@@ -124,8 +157,13 @@ pub(crate) struct FileArgs {
 }
 
 impl FileArgs {
+    /// Where its bytes are on this machine.
+    fn path(&self) -> &Path {
+        self.fetched.as_deref().unwrap_or(&self.file)
+    }
+
     fn open(&self) -> Result<File, Failure> {
-        File::open(&self.file).could(format!("open {}", self.file.display()))
+        File::open(self.path()).could(format!("open {}", self.file.display()))
     }
 
     fn trust(&self) -> Result<Trust, Failure> {
@@ -188,13 +226,32 @@ fn passphrase(path: &Path, twice: bool) -> Result<Secret, Failure> {
 pub(crate) fn run(global: &Global, what: &Backup) -> Outcome {
     match what {
         Backup::Create(args) => made::create(global, args),
-        Backup::Verify { file, format } => read::verify(file, *format),
-        Backup::Inspect { file, format } => read::inspect(file, *format),
+        Backup::Verify { file, format } => with_file(global, file, |file| read::verify(file, *format)),
+        Backup::Inspect { file, format } => with_file(global, file, |file| read::inspect(file, *format)),
         #[cfg(feature = "server")]
-        Backup::Restore { file, any_signer, format } => back::restore(global, file, *any_signer, *format),
+        Backup::Restore { file, any_signer, format } => with_file(global, file, |file| back::restore(global, file, *any_signer, *format)),
         #[cfg(feature = "server")]
-        Backup::Drill { file, scratch_dir, format } => back::drill(file, scratch_dir.as_deref(), *format),
+        Backup::Drill { file, scratch_dir, format } => with_file(global, file, |file| back::drill(file, scratch_dir.as_deref(), *format)),
+        #[cfg(feature = "server")]
+        Backup::Ls { place, remote, format } => away::ls(global, place.as_deref(), remote, *format),
         Backup::Keygen { out } => made::keygen(out),
+    }
+}
+
+/// Does something with a file of this machine; one that lies in a bucket is fetched for as long as that takes.
+fn with_file(global: &Global, args: &FileArgs, work: impl FnOnce(&FileArgs) -> Outcome) -> Outcome {
+    if !args.file.as_os_str().as_encoded_bytes().starts_with(b"s3://") {
+        return work(args);
+    }
+    #[cfg(feature = "server")]
+    {
+        let fetched = away::fetch(global, args)?;
+        work(&FileArgs { fetched: Some(fetched.path().to_owned()), ..args.clone() })
+    }
+    #[cfg(not(feature = "server"))]
+    {
+        let (_, _) = (global, work);
+        Err(Failure::new(args.what("fetch"), usage("this program has no Auth Service in it and fetches nothing; use another tool first")))
     }
 }
 
@@ -235,6 +292,8 @@ impl Bar {
                 let percent = done.min(total).saturating_mul(100) / total;
                 format!("{} [{}{}] {percent:>3} %  {}, {rate}/s{more}", self.what, "=".repeat(filled), " ".repeat(24 - filled), size(done))
             }
+            // It has not begun, or does not count.
+            None if done == 0 => self.what.to_owned(),
             None => format!("{} {}, {rate}/s{more}", self.what, size(done)),
         }
     }

@@ -1,4 +1,4 @@
-//! `tctl inventory ls` and `tctl nodes ls`: who is in the cluster, which version each runs, and who should move (rule G12).
+//! `tctl inventory ls|status` and `tctl nodes ls`: who is in the cluster, which version each runs, and who should move (rule G12).
 
 use super::{Global, connect};
 use crate::{
@@ -6,12 +6,12 @@ use crate::{
     output::{Format, Style, Table, show, show_value, write_out},
 };
 use serde_json::json;
-use std::{process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 use types::{
     Code, ControlRecord, Labels, Public, Resource, Time, Version,
     kind::{Member, Node},
 };
-use upgrade::inventory::{Inventory, Row, summarise};
+use upgrade::inventory::{Alert, Inventory, Row, summarise};
 
 /// Which members `ls` shows.
 pub(crate) struct Filter {
@@ -27,6 +27,51 @@ const OFFLINE_AFTER: Duration = Duration::from_secs(180);
 pub(crate) fn ls(global: &Global, filter: &Filter, format: Format) -> Outcome {
     let older = parse(filter.older_than.as_deref())?;
     let newer = parse(filter.newer_than.as_deref())?;
+    let Inventory { rows, by_version, alerts } = read(global)?;
+    let wanted = |row: &&Row| {
+        let serves = |service: &String| row.services.split(',').any(|one| one == service || (service == "ssh" && one == "node"));
+        older.as_ref().is_none_or(|limit| before(&row.version, limit))
+            && newer.as_ref().is_none_or(|limit| before(limit, &row.version))
+            && (filter.services.is_empty() || filter.services.iter().any(serves))
+    };
+    let rows: Vec<&Row> = rows.iter().filter(wanted).collect();
+    if format != Format::Text {
+        let list: Vec<_> = rows.iter().map(|row| row_value(row)).collect();
+        return show_value(format, &json!({"members": list, "counts": counts(&by_version), "alerts": alert_values(&alerts)}))
+            .could("print the members")
+            .map(|()| ExitCode::SUCCESS);
+    }
+    let mut table = Table::new(&Row::HEADINGS);
+    rows.iter().for_each(|row| table.row(row.cells()));
+    show(format, &table, "No members.", &()).could("print the members")?;
+    say(&alerts)
+}
+
+/// `tctl inventory status`
+pub(crate) fn status(global: &Global, format: Format) -> Outcome {
+    let Inventory { rows, by_version, alerts } = read(global)?;
+    let mut states: BTreeMap<&str, usize> = BTreeMap::new();
+    for row in &rows {
+        let count = states.entry(row.state.as_str()).or_default();
+        *count = count.saturating_add(1);
+    }
+    if format != Format::Text {
+        let quarantined = rows.iter().filter(|row| row.quarantine.is_some()).count();
+        let value = json!({"members": rows.len(), "states": states, "quarantined": quarantined, "counts": counts(&by_version), "alerts": alert_values(&alerts)});
+        return show_value(format, &value).could("print the counts").map(|()| ExitCode::SUCCESS);
+    }
+    let all: Vec<String> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    write_out(&format!("{} members: {}\n\n", rows.len(), all.join(", "))).could("print the counts")?;
+    let mut table = Table::new(&["Service", "Version", "Members"]);
+    for ((service, version), count) in &by_version {
+        table.row([service.clone(), version.clone(), count.to_string()]);
+    }
+    show(format, &table, "No members.", &()).could("print the counts")?;
+    say(&alerts)
+}
+
+/// Members and control record, read together.
+fn read(global: &Global) -> Result<Inventory, Failure> {
     let connection = connect::open(global)?;
     let (members, control) = connection
         .run(async {
@@ -37,32 +82,33 @@ pub(crate) fn ls(global: &Global, filter: &Filter, format: Format) -> Outcome {
             Ok::<_, Public>((members, control))
         })
         .could("list the members")?;
-    let Inventory { rows, by_version, alerts } = summarise(&members, &control, Time::from(std::time::SystemTime::now()), OFFLINE_AFTER);
-    let wanted = |row: &&Row| {
-        let serves = |service: &String| row.services.split(',').any(|one| one == service || (service == "ssh" && one == "node"));
-        older.as_ref().is_none_or(|limit| before(&row.version, limit))
-            && newer.as_ref().is_none_or(|limit| before(limit, &row.version))
-            && (filter.services.is_empty() || filter.services.iter().any(serves))
-    };
-    let rows: Vec<&Row> = rows.iter().filter(wanted).collect();
-    if format != Format::Text {
-        let list: Vec<_> = rows.iter().map(|row| json!({"hostname": row.hostname, "host_id": row.host_id, "services": row.services.split(',').collect::<Vec<_>>(), "version": row.version,
-            "state": row.state, "started": row.started, "last_seen": row.last_seen, "online": row.online, "skips_version_check": row.skips_version_check, "upgrade": row.standing.as_str()})).collect();
-        let alerts: Vec<_> = alerts
-            .iter()
-            .map(|alert| json!({"severity": format!("{:?}", alert.severity).to_lowercase(), "text": alert.text, "cure": alert.cure}))
-            .collect();
-        let counts: Vec<_> =
-            by_version.iter().map(|((service, version), count)| json!({"service": service, "version": version, "count": count})).collect();
-        return show_value(format, &json!({"members": list, "counts": counts, "alerts": alerts}))
-            .could("print the members")
-            .map(|()| ExitCode::SUCCESS);
+    Ok(summarise(&members, &control, Time::from(std::time::SystemTime::now()), OFFLINE_AFTER))
+}
+
+fn row_value(row: &Row) -> serde_json::Value {
+    let mut value = json!({"hostname": row.hostname, "host_id": row.host_id, "services": row.services.split(',').collect::<Vec<_>>(), "version": row.version,
+        "state": row.state, "started": row.started, "last_seen": row.last_seen, "online": row.online, "skips_version_check": row.skips_version_check,
+        "upgrade": row.standing.as_str(), "content": row.content});
+    if let (Some(told), Some(object)) = (&row.quarantine, value.as_object_mut()) {
+        object.insert("quarantine".into(), json!({"since": told.since, "next": told.next, "why": told.why}));
     }
-    let mut table = Table::new(&Row::HEADINGS);
-    rows.iter().for_each(|row| table.row(row.cells()));
-    show(format, &table, "No members.", &()).could("print the members")?;
+    value
+}
+
+fn counts(by_version: &BTreeMap<(String, String), usize>) -> Vec<serde_json::Value> {
+    by_version.iter().map(|((service, version), count)| json!({"service": service, "version": version, "count": count})).collect()
+}
+
+fn alert_values(alerts: &[Alert]) -> Vec<serde_json::Value> {
+    alerts
+        .iter()
+        .map(|alert| json!({"severity": format!("{:?}", alert.severity).to_lowercase(), "text": alert.text, "cure": alert.cure}))
+        .collect()
+}
+
+fn say(alerts: &[Alert]) -> Outcome {
     let style = Style::of_stdout();
-    for alert in &alerts {
+    for alert in alerts {
         write_out(&format!("\n{} {}\n  {}\n", style.bold("!"), alert.text, alert.cure)).could("print the alerts")?;
     }
     Ok(ExitCode::SUCCESS)

@@ -6,11 +6,13 @@ mod auth;
 mod backup;
 mod connect;
 mod inventory;
+mod migrations;
 mod resources;
 mod status;
 mod tokens;
 mod users;
 mod version;
+mod windows;
 
 use crate::{exit::Outcome, output::Format};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -121,12 +123,22 @@ enum Command {
     /// The audit log
     Audit {
         #[command(subcommand)]
-        what: Audit,
+        what: audit::Audit,
     },
     /// The members of the cluster and their versions
     Inventory {
         #[command(subcommand)]
         what: Inventory,
+    },
+    /// The majors that the cluster admits in each role: the steps of an upgrade, and of the way back
+    Windows {
+        #[command(subcommand)]
+        what: windows::Windows,
+    },
+    /// Changes of how things are stored, while they are in use
+    Migrations {
+        #[command(subcommand)]
+        what: migrations::Migrations,
     },
     /// Prints this program's version, and the cluster's when it answers
     Version {
@@ -311,35 +323,13 @@ pub(crate) enum ExportType {
 }
 
 #[derive(Subcommand, Debug)]
-enum Audit {
-    /// Lists events, newest first
-    Ls {
-        /// Within this length of time
-        #[arg(long, default_value = "24h")]
-        last: Ttl,
-        /// Only events of these names, e.g. user.login
-        #[arg(long = "event", value_delimiter = ',')]
-        events: Vec<String>,
-        /// Only events of this user
-        #[arg(long)]
-        user: Option<String>,
-        /// How many at most
-        #[arg(long, default_value_t = 100)]
-        limit: u32,
-        /// How to print
-        #[arg(short, long, value_enum, default_value_t)]
-        format: Format,
-    },
-    /// Checks the log's hash chain from the first event to the last
-    Verify {
-        /// How to print
-        #[arg(short, long, value_enum, default_value_t)]
-        format: Format,
-    },
-}
-
-#[derive(Subcommand, Debug)]
 enum Inventory {
+    /// Counts members by service, version and state, and says what to do next
+    Status {
+        /// How to print
+        #[arg(short, long, value_enum, default_value_t)]
+        format: Format,
+    },
     /// Lists members with their versions, and who should be upgraded
     Ls {
         /// Only members older than this version
@@ -393,13 +383,13 @@ pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
             Auth::Sign(args) => auth::sign(&global, &args),
         },
         Command::Backup { what } => backup::run(&global, &what),
-        Command::Audit { what } => match what {
-            Audit::Ls { last, events, user, limit, format } => audit::ls(&global, &audit::Filter { last, events, user, limit }, format),
-            Audit::Verify { format } => audit::verify(&global, format),
-        },
+        Command::Audit { what } => audit::run(&global, &what),
+        Command::Inventory { what: Inventory::Status { format } } => inventory::status(&global, format),
         Command::Inventory { what: Inventory::Ls { older_than, newer_than, services, format } } => {
             inventory::ls(&global, &inventory::Filter { older_than, newer_than, services }, format)
         }
+        Command::Windows { what } => windows::run(&global, &what),
+        Command::Migrations { what } => migrations::run(&global, &what),
         Command::Version { format } => version::version(&global, format),
     }
 }

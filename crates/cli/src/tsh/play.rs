@@ -30,7 +30,7 @@ pub(crate) fn recordings(global: &Global, window: &Window, format: Format) -> Ou
     let (from, to) = bounds(window, Time::from(std::time::SystemTime::now()))?;
     let session = profile::open(global)?;
     let text = |time: Option<Time>| time.map(|time| time.to_string()).unwrap_or_default();
-    let list = session.run(session.api().recordings(&text(from), &text(to), window.limit)).could("list the recordings")?;
+    let (list, notes) = session.run(session.api().recordings(&text(from), &text(to), window.limit)).could("list the recordings")?;
     let mut table = Table::new(&["ID", "Type", "Participants", "Hostname", "Timestamp"]);
     for one in &list {
         table.row([
@@ -42,6 +42,7 @@ pub(crate) fn recordings(global: &Global, window: &Window, format: Format) -> Ou
         ]);
     }
     show(format, &table, "No recordings.", &list).could("print the recordings")?;
+    notes.iter().for_each(|note| eprintln!("warning: {note}"));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -35,8 +35,6 @@ use wire::route::Target;
 
 /// Between signs of life; a connection is given up after four without an answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// The status that says that the session failed, not the command.
-const SESSION_FAILED: u8 = 255;
 
 /// What was asked for, read and decided.
 struct Plan {
@@ -58,7 +56,7 @@ pub(crate) fn ssh(global: &Global, args: &SshArgs) -> Outcome {
         Err(failure) if !failure.cause().is(Code::Usage) => {
             // The usual lines, but the status that cannot be confused with the command's.
             let _status = failure.report();
-            Ok(ExitCode::from(SESSION_FAILED))
+            Ok(crate::exit::Status::Session.into())
         }
         other => other,
     }

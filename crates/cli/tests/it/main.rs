@@ -1,6 +1,8 @@
 //! The built program without any cluster: what it says to wrong words, and what it makes of its environment.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests fail by panicking")]
 
+mod commit;
+
 use assert_cmd::Command;
 use std::path::Path;
 
@@ -98,4 +100,27 @@ fn a_log_filter_that_is_not_understood_is_told_and_left_out() {
     let (status, _, err) = ended(command);
     assert_eq!(status, 1, "{err}");
     assert!(err.contains("LOCKGATE_LOG=\"russh=loud\" is not understood") && err.contains("Not logged in."), "{err}");
+}
+
+#[test]
+fn the_version_for_scripts_says_which_formats_and_apis_the_build_works_with() {
+    let home = tempfile::tempdir().unwrap();
+    let (status, out, _) = ended(run(home.path(), "version --format=json"));
+    let told: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((status, told["version"].as_str()), (0, Some(env!("CARGO_PKG_VERSION"))), "{out}");
+    let (from, to) = (&told["cluster_version"]["from"]["major"], &told["cluster_version"]["to"]["major"]);
+    let major: u64 = env!("CARGO_PKG_VERSION_MAJOR").parse().unwrap();
+    assert_eq!((from.as_u64(), to.as_u64()), (Some(major.saturating_sub(1)), Some(major)));
+    assert!(told["content"].as_str().unwrap().starts_with("sha256:") && told["apis"]["auth"][0] == 1, "{out}");
+}
+
+#[test]
+fn a_check_of_the_status_fails_when_nobody_answers_and_the_status_alone_does_not() {
+    let home = tempfile::tempdir().unwrap();
+    // A port that was free a moment ago, and is closed again.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (status, out, _) = ended(run(home.path(), &format!("status --diag-addr=127.0.0.1:{port}")));
+    assert!(status == 0 && out.contains("No services answer"), "{out}");
+    let (status, _, err) = ended(run(home.path(), &format!("status --check --diag-addr=127.0.0.1:{port}")));
+    assert!(status == 1 && err.contains("LG-CONNECT-007"), "{err}");
 }

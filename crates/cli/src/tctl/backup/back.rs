@@ -8,7 +8,7 @@ use crate::{
     server::offline,
     tctl::Global,
 };
-use auth::backup::{Drilled, Progress, RestoreError, Restored, Terms};
+use auth::backup::{Drilled, Progress, RestoreError, Restored, Stage, Terms};
 use backup::{Trust, Unlock};
 use net::clock::SystemClock;
 use serde_json::{Value, json};
@@ -20,17 +20,28 @@ pub(super) fn terms(args: &FileArgs, unlock: Unlock, trust: Trust) -> Terms {
     Terms { unlock, trust, ca_pin: args.ca_pin.clone(), version: crate::version(), now }
 }
 
-/// Runs with a line that says how far it has come. A file is gone through twice: proven, then written.
+/// Runs with a line that says how far it has come: each stage by itself.
 async fn shown<T>(progress: &Progress, work: impl Future<Output = T>) -> T {
-    let mut bar = Bar::new("Restoring", None);
+    let mut bar: Option<(Stage, Bar)> = None;
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {
             done = &mut work => return done,
             _ = tick.tick() => {
-                let (records, bytes) = progress.so_far();
-                bar.show(bytes, &format!(", {records} records"));
+                let (stage, done, total) = progress.so_far();
+                if bar.as_ref().is_none_or(|(shown, _)| *shown != stage) {
+                    let what = match stage {
+                        Stage::Proving => "Proving",
+                        Stage::Writing => "Writing",
+                        Stage::Comparing => "Comparing",
+                        Stage::Using => "Using",
+                    };
+                    bar = Some((stage, Bar::new(what, total)));
+                }
+                if let Some((_, bar)) = &mut bar {
+                    bar.show(done, "");
+                }
             }
         }
     }
@@ -61,10 +72,17 @@ pub(super) fn restore(global: &Global, args: &FileArgs, any_signer: bool, format
         return show_value(format, &restored_json(&restored)).could("print the result").map(|()| ExitCode::SUCCESS);
     }
     let mut text = restored_text(&restored);
+    let done = Style::of_stdout().green(&format!("Restored into {}", place.data_dir.display()));
+    let fenced = format!("every Auth Service that lived before is fenced (epoch {})", restored.epoch);
+    match &restored.first {
+        None => text.push_str(&format!("{done}. Start the Auth Service on it: {fenced}.\n")),
+        Some(first) => {
+            let hint = first.hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+            text.push_str(&format!("{done}: {fenced}.\n! This release does not start on it yet: {}{hint}.\n", first.message));
+        }
+    }
     text.push_str(&format!(
-        "{}. Start the Auth Service on it: every Auth Service that lived before is fenced (epoch {}).\nThe pins are unchanged: {}\nIts address may be new: agents and Proxies find it where their configuration says. Nobody needs a new token.\n",
-        Style::of_stdout().green(&format!("Restored into {}", place.data_dir.display())),
-        restored.epoch,
+        "The pins are unchanged: {}\nIts address may be new: agents and Proxies find it where their configuration says. Nobody needs a new token.\n",
         restored.pins.join(" ")
     ));
     write_out(&text).could("print the result").map(|()| ExitCode::SUCCESS)
@@ -73,7 +91,7 @@ pub(super) fn restore(global: &Global, args: &FileArgs, any_signer: bool, format
 fn restored_json(restored: &Restored) -> Value {
     json!({"head": head_json(&restored.head), "manifest": restored.manifest, "summary": restored.summary, "skipped": restored.skipped,
         "pins": restored.pins, "epoch": restored.epoch, "items": restored.items, "expired": restored.expired,
-        "content": restored.compared.content, "compared": restored.compared.records})
+        "content": restored.compared.content, "compared": restored.compared.records, "first": restored.first})
 }
 
 fn restored_text(restored: &Restored) -> String {

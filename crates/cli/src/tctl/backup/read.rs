@@ -161,8 +161,8 @@ fn pinned(args: &FileArgs, unlock: &backup::Unlock, trust: &Trust) -> Result<(),
         return Ok(());
     }
     let terms = super::back::terms(args, unlock.clone(), trust.clone());
-    let file = std::fs::File::open(&args.file).map_err(|error| crate::exit::io(&error))?;
-    auth::backup::restore::prove(file, &terms, &auth::backup::Progress::default()).map(|_| ()).map_err(|error| error.public())
+    let file = std::fs::File::open(args.path()).map_err(|error| crate::exit::io(&error))?;
+    auth::backup::restore::prove(file, &terms, &Default::default()).map(|_| ()).map_err(|error| error.public())
 }
 #[cfg(not(feature = "server"))]
 fn pinned(args: &FileArgs, _: &backup::Unlock, _: &Trust) -> Result<(), Public> {
