@@ -2,7 +2,8 @@
 //! in the middle; and the same program built to claim another version, for the version matrix.
 //!
 //! Builds run behind a lock file, since test binaries run side by side. Everything is in `target/versions/<version>/lockgate`, and
-//! is made again when it is older than the sources. `LOCKGATE_BIN` names another program to test.
+//! is made again when it is older than the sources. `LOCKGATE_BIN` names another program to test, `LOCKGATE_VERSIONS` a folder with those
+//! that claim other versions, each in a folder of its own.
 
 use crate::run::Run;
 use std::{
@@ -32,11 +33,28 @@ pub fn current() -> &'static Path {
     })
 }
 
+/// The major of this checkout.
+pub const MAJOR: usize = {
+    let digits = env!("CARGO_PKG_VERSION_MAJOR").as_bytes();
+    assert!(digits.len() == 1, "the tables of versions below end at 9");
+    (digits[0] - b'0') as usize
+};
+
+/// One major ahead of this checkout.
+pub const ONE_AHEAD: &str = ["1.4.0", "2.4.0", "3.4.0", "4.4.0", "5.4.0", "6.4.0", "7.4.0", "8.4.0", "9.4.0"][MAJOR];
+/// Two majors ahead.
+pub const TWO_AHEAD: &str = ["2.1.0", "3.1.0", "4.1.0", "5.1.0", "6.1.0", "7.1.0", "8.1.0", "9.1.0"][MAJOR];
+/// A pre-release, three majors ahead.
+pub const THREE_AHEAD: &str = ["3.0.0-rc.1", "4.0.0-rc.1", "5.0.0-rc.1", "6.0.0-rc.1", "7.0.0-rc.1", "8.0.0-rc.1", "9.0.0-rc.1"][MAJOR];
+
 /// The versions that programs are built to claim, besides the real one.
-pub const CLAIMED: [&str; 3] = ["1.4.0", "2.1.0", "3.0.0-rc.1"];
+pub const CLAIMED: [&str; 3] = [ONE_AHEAD, TWO_AHEAD, THREE_AHEAD];
 
 /// The program claiming one of [`CLAIMED`]. All are built when one is needed, at most once per change of the sources.
 pub fn claiming(version: &str) -> PathBuf {
+    if let Some(made) = std::env::var_os("LOCKGATE_VERSIONS") {
+        return Path::new(&made).join(version).join("lockgate");
+    }
     static BUILT: OnceLock<Vec<PathBuf>> = OnceLock::new();
     let all = BUILT.get_or_init(|| {
         let _lock = lock();

@@ -44,6 +44,8 @@ pub struct Setup {
     pub storage: Option<String>,
     /// A second Auth Service on the same store. Only in a split cluster.
     pub second_auth: bool,
+    /// Each Auth Service keeps recordings in a directory of its own, in place of one that they share.
+    pub own_recordings: bool,
     /// Programs for the three services; a cluster in one process uses the first.
     pub auth: PathBuf,
     pub proxy: PathBuf,
@@ -62,6 +64,7 @@ impl Default for Setup {
             labels: vec![("env".into(), "test".into())],
             storage: None,
             second_auth: false,
+            own_recordings: false,
             auth: program.clone(),
             proxy: program.clone(),
             node: program,
@@ -181,11 +184,16 @@ impl Member {
     pub fn has_ended(&self) -> bool {
         self.with(|running| running.ended().is_some())
     }
-    /// TERM, the end, another start, ready.
+    /// TERM, and its end.
     #[track_caller]
-    pub fn restart(&self) {
+    pub fn stop(&self) {
         self.signal(Signal::SIGTERM);
         self.wait(Duration::from_secs(30));
+    }
+    /// Stopped, another start, ready.
+    #[track_caller]
+    pub fn restart(&self) {
+        self.stop();
         self.start();
         self.wait_ready();
     }
@@ -323,7 +331,7 @@ impl Cluster {
 
     fn auth_yaml(&self, port: u16) -> String {
         let storage = self.setup.storage.as_ref().map_or_else(String::new, |storage| format!("  storage: {storage}\n"));
-        let recordings = match self.setup.second_auth {
+        let recordings = match self.setup.second_auth && !self.setup.own_recordings {
             true => format!("  recordings_dir: {}\n", self.home.join("recordings").display()),
             false => String::new(),
         };
@@ -381,11 +389,18 @@ impl Cluster {
 
     /// A host that has a token; not started.
     pub fn new_node(&self, name: &str, way: Way, labels: &[(String, String)], program: &Path) -> Member {
-        let ssh_port = free_port();
         let server = match way {
             Way::Tunnel => format!("  proxy_server: 127.0.0.1:{}\n", self.web_port),
             Way::Direct => self.auths_yaml(),
         };
+        self.node_by(&server, name, labels, program)
+    }
+    /// A host that is given these Proxies; not started.
+    pub fn new_node_by(&self, name: &str, proxies: &[&str]) -> Member {
+        self.node_by(&format!("  proxy_servers: {proxies:?}\n"), name, &self.setup.labels, &self.setup.node)
+    }
+    fn node_by(&self, server: &str, name: &str, labels: &[(String, String)], program: &Path) -> Member {
+        let ssh_port = free_port();
         let yaml = format!("{server}  ca_pin: {:?}\nauth_service: {{enabled: false}}\nproxy_service: {{enabled: false}}\n", self.pins)
             + &ssh_yaml(true, ssh_port, labels);
         let node = Member::new(&self.home, name, program, ssh_port, &yaml);
@@ -424,6 +439,13 @@ impl Cluster {
         names.collect()
     }
 
+    /// Where an Auth Service keeps its recordings.
+    pub fn recordings(&self, auth: &Member) -> PathBuf {
+        match self.setup.second_auth && !self.setup.own_recordings {
+            true => self.home.join("recordings"),
+            false => auth.data_dir.join("auth/recordings"),
+        }
+    }
     /// The second Auth Service of a cluster that has one.
     pub fn second_auth(&self) -> std::sync::Arc<Member> {
         lock(&self.joined).iter().find(|member| member.name == "auth2").expect("a second Auth Service").clone()

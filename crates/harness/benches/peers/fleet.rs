@@ -17,6 +17,7 @@ use client::{
     presence::{self, Beat},
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use harness::Cluster;
 use net::{
     IoStream,
     clock::{SharedClock, SystemClock},
@@ -34,7 +35,7 @@ use std::{
 };
 use tokio::{sync::watch, task::JoinSet};
 use types::{
-    Extra, HostId, Metadata, NodeName, Resource, SystemRole, Version,
+    Extra, HostId, Labels, Metadata, NodeName, Resource, SystemRole, Version,
     kind::{Member, Node},
     version::Direction,
 };
@@ -50,7 +51,7 @@ const AT_ONCE: usize = 32;
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// What a made-up host needs to know.
-struct Place {
+pub(crate) struct Place {
     auth: String,
     proxy: String,
     joining: Joining,
@@ -59,26 +60,8 @@ struct Place {
 }
 
 pub(crate) fn fleet(world: &World, report: &mut Report) {
-    let (scale, cluster) = (world.scale, &world.cluster);
-    let version: Version = env!("CARGO_PKG_VERSION").parse().expect("a version");
-    let place = Place {
-        auth: cluster.auth_addr(),
-        proxy: cluster.proxy_addr(),
-        joining: Joining {
-            via: Via::Auth(cluster.auth_addr()),
-            token: types::Secret::new(cluster.token("node")),
-            ca_pins: cluster.pins.iter().map(|pin| pin.parse().expect("a pin")).collect(),
-            insecure: false,
-            host_id: HostId::from_uuid(uuid::Uuid::new_v4()),
-            node_name: NodeName::new("host").expect("a name"),
-            roles: BTreeSet::from([SystemRole::Node]),
-            names: Vec::new(),
-            version: version.clone(),
-            skip_version_check: false,
-        },
-        version,
-        clock: SystemClock::shared(),
-    };
+    let scale = world.scale;
+    let place = Place::of(&world.cluster);
     step(&format!("{} hosts join and send a heartbeat", scale.hosts));
     let began = Instant::now();
     let hosts = world.runtime.block_on(join_all(&place, scale.hosts, scale.tunnels));
@@ -103,7 +86,7 @@ async fn join_all(place: &Place, count: usize, kept: usize) -> Vec<HostCredentia
     let each = stream::iter(0..count).map(|number| {
         let done = &done;
         async move {
-            let host = join_one(place, number).await.map_err(|error| format!("host {number}: {error}"))?;
+            let host = place.join(number).await.map_err(|error| format!("host {number}: {error}"))?;
             let done = done.fetch_add(1, Ordering::Relaxed) + 1;
             if done.is_multiple_of(1000) {
                 step(&format!("{done} joined"));
@@ -115,34 +98,62 @@ async fn join_all(place: &Place, count: usize, kept: usize) -> Vec<HostCredentia
     hosts.into_iter().flatten().collect()
 }
 
-async fn join_one(place: &Place, number: usize) -> Result<HostCredentials, types::Public> {
-    let id = HostId::from_uuid(uuid::Uuid::new_v4());
-    let name = NodeName::new(format!("host-{number:05}")).expect("a name");
-    let joining = Joining { host_id: id, node_name: name.clone(), ..place.joining.clone() };
-    let host = host::join(&joining, &place.clock).await?;
-    let api = api(place, &host, Via::Auth(place.auth.clone()));
-    let labels: types::Labels = [("env", ["prod", "staging", "dev"][number % 3]), ("rack", &format!("r{}", number % 40))]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into();
-    let now = place.clock.now();
-    let member = Member {
-        hostname: name.to_string(),
-        roles: place.joining.roles.clone(),
-        version: place.version.clone(),
-        boot_id: uuid::Uuid::now_v7().to_string(),
-        started: now,
-        last_seen: now,
-        state: "active".into(),
-        skips_version_check: false,
-        labels: labels.clone(),
-        extra: Extra::new(),
-    };
-    let node = Node { hostname: name, addr: String::new(), use_tunnel: true, version: place.version.clone(), extra: Extra::new() };
-    let mut metadata = Metadata::named(&id);
-    metadata.labels = labels;
-    let beat = Beat { member: Resource::new(Metadata::named(&id), member), node: Some(Resource::new(metadata, node)), ssh_port: 0 };
-    presence::beat(&api, &beat).await?;
-    Ok(host)
+impl Place {
+    /// With a token for hosts.
+    pub(crate) fn of(cluster: &Cluster) -> Place {
+        let version = crate::version();
+        Place {
+            auth: cluster.auth_addr(),
+            proxy: cluster.proxy_addr(),
+            joining: Joining {
+                via: Via::Auth(cluster.auth_addr()),
+                token: types::Secret::new(cluster.token("node")),
+                ca_pins: cluster.pins.iter().map(|pin| pin.parse().expect("a pin")).collect(),
+                insecure: false,
+                host_id: HostId::from_uuid(uuid::Uuid::new_v4()),
+                node_name: NodeName::new("host").expect("a name"),
+                roles: BTreeSet::from([SystemRole::Node]),
+                names: Vec::new(),
+                version: version.clone(),
+                skip_version_check: false,
+            },
+            version,
+            clock: SystemClock::shared(),
+        }
+    }
+
+    /// A host that has joined and is listed.
+    pub(crate) async fn join(&self, number: usize) -> Result<HostCredentials, types::Public> {
+        let id = HostId::from_uuid(uuid::Uuid::new_v4());
+        let name = NodeName::new(format!("host-{number:05}")).expect("a name");
+        let joining = Joining { host_id: id, node_name: name, ..self.joining.clone() };
+        let host = host::join(&joining, &self.clock).await?;
+        let labels = [("env", ["prod", "staging", "dev"][number % 3]), ("rack", &format!("r{}", number % 40))]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()));
+        presence::beat(&api(self, &host, Via::Auth(self.auth.clone())), &self.beat(&host, labels.into())).await?;
+        Ok(host)
+    }
+
+    /// The heartbeat of a host with these labels.
+    pub(crate) fn beat(&self, host: &HostCredentials, labels: Labels) -> Beat {
+        let (id, name, now) = (host.id(), host.identity.name.clone(), self.clock.now());
+        let member = Member {
+            hostname: name.to_string(),
+            roles: self.joining.roles.clone(),
+            version: self.version.clone(),
+            boot_id: id.to_string(),
+            started: now,
+            last_seen: now,
+            state: "active".into(),
+            skips_version_check: false,
+            labels: labels.clone(),
+            extra: Extra::new(),
+        };
+        let node = Node { hostname: name, addr: String::new(), use_tunnel: true, version: self.version.clone(), extra: Extra::new() };
+        let mut metadata = Metadata::named(&id);
+        metadata.labels = labels;
+        Beat { member: Resource::new(Metadata::named(&id), member), node: Some(Resource::new(metadata, node)), ssh_port: 0 }
+    }
 }
 
 fn api(place: &Place, host: &HostCredentials, via: Via) -> Api {

@@ -37,7 +37,7 @@ pub(crate) fn logins(world: &World, report: &mut Report) {
     let web = format!("127.0.0.1:{}", world.cluster.web_port);
     let trust = Trust::Pins { pins: world.cluster.pins.iter().map(|pin| pin.parse().expect("a pin")).collect(), name: PinnedName::Checked };
     let config = client_config(None, trust, &[wire::alpn::HTTP], &SystemClock::shared()).expect("TLS");
-    let version = env!("CARGO_PKG_VERSION").parse().expect("a version");
+    let version = crate::version();
     let hello = serde_json::to_string(&Hello::ours(&version, "tsh")).expect("a header");
 
     let hash = one_hash();

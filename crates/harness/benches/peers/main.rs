@@ -1,10 +1,12 @@
-//! Lockgate against the OpenSSH of the same machine, in one run, interleaved: what `make bench` runs. Never part of tests.
+//! Lockgate against the OpenSSH, PostgreSQL, etcd and SQLite of the same machine, in one run, interleaved: what `make bench` runs. Never
+//! part of tests.
 //!
-//! One cluster of three processes (Auth, Proxy, SSH Service), two `sshd` with certificates on both sides, everything on loopback.
+//! For sessions, one cluster of three processes (Auth, Proxy, SSH Service), two `sshd` with certificates on both sides, everything on loopback; for the large
+//! figures (`raw`, `scale`), stores and clusters of their own.
 //! Contestants take turns within a round, so that a machine that slows down slows all of them; figures are medians of a round's
 //! commands, from process start to process end. `bench/RESULTS.md` is written anew from what this run measured and nothing else;
 //! why a figure is as it is stands in `bench/NOTES.md`, by hand. `QUICK=1` is a smaller run for work on one figure, printed and
-//! not written; `ONLY=setup,bulk` picks cases. Every process started here dies with this one.
+//! not written; `ONLY=setup,bulk` picks cases, `DRIVERS=etcd` stores. Every process started here dies with this one.
 #![allow(
     clippy::panic,
     clippy::expect_used,
@@ -16,13 +18,18 @@
 )]
 
 mod clients;
+mod fanout;
 mod fleet;
+mod large;
 mod logins;
 mod measure;
 mod openssh;
 mod process;
+mod raw;
 mod report;
+mod scale;
 mod sessions;
+mod stores;
 
 use harness::{Cluster, Person, Run, Setup, binary, person::somebody};
 use openssh::OpenSsh;
@@ -51,6 +58,14 @@ struct Scale {
     /// Runs of `tsh ls`, of `tsh version`.
     listings: usize,
     starts: usize,
+    /// Hosts in a filled store: SQLite at each, the others at the last.
+    large: [usize; 3],
+    /// Changes one at a time, and how long heartbeats are sent.
+    changes: usize,
+    beating: Duration,
+    /// Documents written to each store by each contestant in a round, and rounds.
+    raw: usize,
+    raw_rounds: usize,
 }
 
 const FULL: Scale = Scale {
@@ -64,6 +79,11 @@ const FULL: Scale = Scale {
     tunnels: 2_000,
     listings: 15,
     starts: 40,
+    large: [1_000, 10_000, 100_000],
+    changes: 100,
+    beating: Duration::from_secs(3),
+    raw: 10_000,
+    raw_rounds: 3,
 };
 const QUICK: Scale = Scale {
     rounds: 7,
@@ -76,6 +96,11 @@ const QUICK: Scale = Scale {
     tunnels: 500,
     listings: 7,
     starts: 10,
+    large: [1_000, 3_000, 10_000],
+    changes: 20,
+    beating: Duration::from_secs(1),
+    raw: 4_000,
+    raw_rounds: 1,
 };
 
 /// What every case works with.
@@ -112,7 +137,7 @@ fn main() {
     let mut report = Report::new(program, quick);
 
     type Case = fn(&World, &mut Report);
-    let cases: [(&str, Case); 7] = [
+    let cases: [(&str, Case); 9] = [
         ("start", clients::start_up),
         ("setup", sessions::set_up),
         ("crowd", sessions::crowd),
@@ -120,6 +145,8 @@ fn main() {
         ("logins", logins::logins),
         ("helper", clients::helper),
         ("fleet", fleet::fleet),
+        ("raw", raw::raw),
+        ("scale", scale::scale),
     ];
     for (name, case) in cases {
         if wanted(name) {
@@ -131,13 +158,21 @@ fn main() {
     report.took(began.elapsed());
     let text = report.render();
     let path = binary::root().join("bench/RESULTS.md");
-    if quick || !only.is_empty() {
+    if quick || !only.is_empty() || std::env::var_os("DRIVERS").is_some() {
         println!("{text}");
     } else {
         fs::write(&path, &text).expect("write bench/RESULTS.md");
         println!("{}", report.summary());
         step(&format!("written to {}", path.display()));
     }
+}
+
+/// What the program under test claims to be; the hosts and clients made here claim the same.
+fn version() -> types::Version {
+    static VERSION: std::sync::OnceLock<types::Version> = std::sync::OnceLock::new();
+    let said = || Run::new(binary::current()).arg("version").go().text();
+    let parse = |said: String| said.split_whitespace().find_map(|word| word.strip_prefix('v')?.parse().ok());
+    VERSION.get_or_init(|| parse(said()).expect("a version")).clone()
 }
 
 /// An account with a plain `/bin/sh`, when there is the right to have one: what a person's shell reads at its start is not what

@@ -40,8 +40,13 @@ impl Series {
     }
     /// Nine of ten were not slower.
     pub(crate) fn ninth(&self) -> Duration {
+        self.within(0.9)
+    }
+    /// So large a share was not slower.
+    pub(crate) fn within(&self, share: f64) -> Duration {
         let sorted = self.sorted();
-        sorted.get((sorted.len() * 9).div_ceil(10).saturating_sub(1)).copied().unwrap_or_default()
+        let rank = (sorted.len() as f64 * share).ceil() as usize;
+        sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
     }
     /// This one's median in units of the other's.
     pub(crate) fn over(&self, other: &Series) -> f64 {

@@ -92,7 +92,7 @@ impl Report {
 
     pub(crate) fn render(&self) -> String {
         let mut text = String::from(
-            "# Lockgate and OpenSSH on one machine\n\nWritten by `make bench`; do not edit. What the figures mean, and why, is in [NOTES.md](NOTES.md).\n\n",
+            "# Lockgate measured, beside OpenSSH, PostgreSQL, etcd and SQLite on the same machine\n\nWritten by `make bench`; do not edit. What the figures mean, and why, is in [NOTES.md](NOTES.md).\n\n",
         );
         for (name, value) in &self.head {
             writeln!(text, "- {name}: {value}").expect("a string");

@@ -227,3 +227,28 @@ fn a_slip_leaves_nothing_half_done_and_loses_nobodys_work() {
     cluster.auth().command().go().fails(1, "LG-CONFIG-001").fails(1, &format!("process {}", cluster.auth().pid()));
     cluster.tctl(["status"]).go().ok();
 }
+
+#[test]
+fn windows_and_migrations_are_shown_and_an_illegal_step_ends_with_status_4_and_the_step_that_comes_first() {
+    let cluster = shared();
+    let seen = cluster.tctl(["windows", "ls", "--format=json"]).go().json();
+    let window = |role: &str| seen["windows"].as_array().unwrap().iter().find(|window| window["role"] == role).unwrap().clone();
+    let (major, above) = (window("auth")["hi"].as_u64().unwrap(), window("auth")["hi"].as_u64().unwrap() + 1);
+    assert_eq!((&window("auth")["lo"], &window("auth")["members"][0]["major"]), (&major.into(), &major.into()), "{seen}");
+    assert_eq!((&seen["auth_services"][0]["acknowledged"], &window("agent")["outside"]), (&seen["generation"], &serde_json::json!([])));
+    let text = cluster.tctl(["windows", "ls"]).go().ok();
+    assert!(text.contains("admits by these") && text.contains("draining"), "{text}");
+    let above = above.to_string();
+    // A cluster at rest has a place for members one behind; that ends before an upgrade begins.
+    cluster.tctl(["windows", "widen", "auth", &above]).go().fails(4, "tctl windows narrow proxy");
+    cluster.tctl(["windows", "narrow", "agent", &above]).go().fails(4, "tctl windows widen agent");
+    cluster.tctl(["windows", "widen", "gateway", &above]).go().fails(4, "LG-UPGRADE-002");
+    cluster.tctl(["windows", "evict", "nobody-here"]).go().fails(1, "LG-RESOURCE-001");
+    let host = window("agent")["members"].as_array().unwrap().is_empty();
+    assert!(!host, "there is a host: {seen}");
+    assert!(cluster.tctl(["migrations", "ls"]).go().ok().contains("no migrations"));
+    assert_eq!(cluster.tctl(["migrations", "ls", "--format=json"]).go().json(), serde_json::json!([]));
+    for words in [["migrations", "undo", "9-x"], ["migrations", "retry", "9-x"], ["migrations", "bad", "9-x"]] {
+        cluster.tctl(words).go().fails(1, "LG-RESOURCE-001");
+    }
+}

@@ -1,4 +1,9 @@
-//! A cluster that lost its Auth Service's disk comes back out of one file: same pins, same second factors, no new tokens.
+//! A cluster that lost its Auth Service's disk comes back out of one file: same pins, same second factors, no new tokens. Moves between
+//! drivers: `drivers`; by schedule into a bucket and back out of it: `remote`; files that are refused, and bars: `damage`.
+
+mod damage;
+mod drivers;
+mod remote;
 
 use crate::login::{otp_code, otp_step};
 use harness::{Cluster, Person, Run, Setup, cluster::free_port, eventually, person::me};
@@ -54,8 +59,12 @@ struct Kept {
 }
 
 fn backed_up(cluster: &Cluster) -> Kept {
-    let place = |name: &str| cluster.home.join(name).display().to_string();
-    let (file, key) = (place("lg.lgbackup"), place("backup.key"));
+    backed_up_as(cluster, "lg")
+}
+
+fn backed_up_as(cluster: &Cluster, name: &str) -> Kept {
+    let place = |name: String| cluster.home.join(name).display().to_string();
+    let (file, key) = (place(format!("{name}.lgbackup")), place(format!("{name}.key")));
     let made = offline(cluster, &["keygen", "--out", &key]).go().ok();
     let recipient = made.split_whitespace().find(|word| word.starts_with("age1")).unwrap().to_owned();
     offline(cluster, &["keygen", "--out", &key]).go().fails(2, "File exists");

@@ -141,6 +141,7 @@ fn status_and_version_answer_without_a_cluster() {
     assert!(lockgate(&["tsh", "version", "--client"]).ok().contains('.'));
     lockgate(&["status", "--diag-addr=127.0.0.1:1"]).ok();
     let cluster = shared();
+    lockgate(&["status", "--check", &format!("--diag-addr=127.0.0.1:{}", cluster.auth().diag_port)]).ok();
     let shown = lockgate(&["status", &format!("--diag-addr=127.0.0.1:{}", cluster.auth().diag_port)]).ok();
     assert!(shown.contains("auth") && shown.contains("ready"), "{shown}");
     for shell in ["bash", "zsh", "fish"] {

@@ -10,7 +10,7 @@ use harness::{
 };
 use std::cell::RefCell;
 use types::{Document, Public, Resource, Time, Version, version::Direction};
-use wire::{hello, identity, recording, route, tunnel};
+use wire::{hello, identity, recording, rescue, route, tunnel};
 
 fn check(target: Target) {
     let report = fuzz(target, &root().join("fuzz"), Budget::from_env()).unwrap_or_else(|fault| panic!("{fault}"));
@@ -49,6 +49,24 @@ targets! {
         let (first, start) = (tunnel::decode::<tunnel::DataHello>(data), tunnel::decode::<tunnel::Start>(data));
         let kind = |ok: bool, text: String| (ok, text.chars().take(20).collect::<String>());
         Reached::of(&(kind(agent.is_ok(), format!("{agent:?}")), kind(proxy.is_ok(), format!("{proxy:?}")), first.is_ok(), start.is_ok()))
+    };
+    fuzz_rescue: "rescue", [b"LGR1", b"\0\x20", b"\"type\"", b"\"status\"", b"\"fetch\"", b"\"metadata\"", b"\"advice\"", b"\"chunk\"", b"\"sha256\"", b"\"name\"", b"../"], |data| {
+        // Whatever was understood says the same again, and a name in it is one part of a path.
+        let asked = rescue::decode::<rescue::ToProxy>(data).map(|(asked, body)| {
+            if let rescue::ToProxy::Metadata(metadata) = &asked {
+                assert!(!metadata.name.as_str().contains('/') && !metadata.name.as_str().starts_with('.'), "{metadata:?}");
+            }
+            if let Ok(bytes) = rescue::encode(&asked, body) {
+                assert_eq!(rescue::decode::<rescue::ToProxy>(&bytes).map(|(again, body)| (again, body.len())), Ok((asked.clone(), body.len())));
+            }
+            (std::mem::discriminant(&asked), body.is_empty())
+        });
+        let answered = rescue::decode::<rescue::ToHost>(data).map(|(answered, body)| match answered {
+            rescue::ToHost::Advice(advice) => (Some(advice.action), advice.artifacts.len().min(3), advice.version.is_some()),
+            rescue::ToHost::Chunk(chunk) => (None, body.len().min(1), chunk.last),
+            rescue::ToHost::Refused { .. } | rescue::ToHost::Unknown => (None, 9, false),
+        });
+        Reached::of(&(asked.map_err(|error| error.to_string()), answered.map_err(|error| error.to_string())))
     };
     fuzz_route: "route", [b"\"target\"", b"\"name\"", b"\"id\"", b"\"cluster\"", b"\"connected\"", b"\"refused\""], |data| {
         match route::decode::<route::Dial>(data) {

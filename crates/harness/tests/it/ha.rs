@@ -4,7 +4,12 @@
 //! several Auth Services over a real etcd or PostgreSQL.
 
 mod autonomy;
+mod failover;
+mod load;
 mod many;
 mod moving;
 mod proxies;
-mod servers;
+mod recordings;
+pub(crate) mod servers;
+mod storm;
+mod witness;

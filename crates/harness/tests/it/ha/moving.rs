@@ -7,55 +7,13 @@ use client::{
     host::HostCredentials,
     keys::KeyPair,
 };
-use futures::future::BoxFuture;
 use net::{clock::SystemClock, shutdown::Shutdown, task::Group};
 use std::{sync::Arc, time::Duration};
-use store::{Batch, Key, Memory, Store};
+use store::{Handle, Memory};
 use tokio::sync::watch;
 use types::{Code, HostId, Labels, Metadata, NodeName, Resource, SystemRole, role::Role};
 
 const LONG: Duration = Duration::from_secs(20);
-
-/// One Auth Service's own connection to the store that all share: closing it closes no other's.
-struct Own(Arc<dyn Store>);
-impl Store for Own {
-    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<store::Item>, store::StoreError>> {
-        self.0.get(key)
-    }
-    fn range<'a>(&'a self, from: &'a Key, to: &'a Key, limit: usize) -> BoxFuture<'a, Result<store::Page, store::StoreError>> {
-        self.0.range(from, to, limit)
-    }
-    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<store::Committed, store::CommitError>> {
-        self.0.commit(batch)
-    }
-    fn keep_alive<'a>(
-        &'a self,
-        key: &'a Key,
-        revision: Option<u64>,
-        expires: types::Time,
-        writer: Option<store::WriterEpoch>,
-    ) -> BoxFuture<'a, Result<store::Committed, store::CommitError>> {
-        self.0.keep_alive(key, revision, expires, writer)
-    }
-    fn expire_due(&self) -> BoxFuture<'_, Result<usize, store::StoreError>> {
-        self.0.expire_due()
-    }
-    fn watch(&self, prefixes: Vec<Key>, from: Option<u64>) -> BoxFuture<'_, Result<store::Watch, store::WatchError>> {
-        self.0.watch(prefixes, from)
-    }
-    fn snapshot(&self) -> BoxFuture<'_, Result<store::Snapshot, store::StoreError>> {
-        self.0.snapshot()
-    }
-    fn revision(&self) -> BoxFuture<'_, Result<u64, store::StoreError>> {
-        self.0.revision()
-    }
-    fn clock(&self) -> Arc<dyn store::Clock> {
-        self.0.clock()
-    }
-    fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {})
-    }
-}
 
 struct One {
     auth: Arc<Auth>,
@@ -70,7 +28,7 @@ impl One {
         let config = Config {
             cluster_name: Some("demo".parse().unwrap()),
             listen_addr: "127.0.0.1:0".parse().unwrap(),
-            storage: Storage::Open(Arc::new(Own(store.clone()))),
+            storage: Storage::Open(Arc::new(Handle::on(store.clone()))),
             password_cost: PasswordCost::cheapest(),
             ..Config::new(
                 dir.path().to_owned(),
