@@ -10,6 +10,10 @@ SECONDS := 60
 KEEP := 0
 # How often `make soak` repeats each of its tests.
 ROUNDS := 1000
+# Rounds of fifty Auth Services on each store, in `make soak`.
+MANY := 20
+# The size of the store that `make soak` backs up and restores; needs twice that on the disk.
+BACKUP_MIB := 10240
 PREFIX := /usr/local
 
 .PHONY: help
@@ -21,8 +25,9 @@ deps: ## what building and the demo need (Debian packages; only those missing)
 	@scripts/deps.sh build-essential expect
 
 .PHONY: test-deps
-test-deps: deps ## what the tests need besides: the real OpenSSH, PostgreSQL, etcd, curl, git, python3, rsync
-	@scripts/deps.sh curl etcd-client etcd-server git openssh-client openssh-server openssh-sftp-server pgbouncer postgresql python3 rsync
+test-deps: deps ## what the tests need besides: the real OpenSSH, PostgreSQL, etcd, an S3 server, curl, git, python3, rsync
+	@scripts/deps.sh curl etcd-client etcd-server git openssh-client openssh-server openssh-sftp-server pgbouncer postgresql python3 python3-venv rsync
+	@scripts/s3-tools.sh
 
 .PHONY: build
 build: deps ## the program, optimised, with its two other names, in target/demo
@@ -40,8 +45,13 @@ test: test-deps ## all tests
 	@scripts/with-accounts.sh cargo test --locked --workspace
 
 .PHONY: soak
-soak: test-deps ## the stores' random tests, ROUNDS=1000 each: fenced writers that wake up, cut connections
-	LOCKGATE_STORE_ROUNDS=$(ROUNDS) cargo test --locked --package store --test it -- zombie:: cut_connections
+soak: test-deps ## random tests of stores (ROUNDS=1000), every crash of a migration, a large backup (BACKUP_MIB=10240), 50 Auth Services (MANY=20), 10 minutes without, kills
+	LOCKGATE_STORE_ROUNDS=$(ROUNDS) cargo test --locked --package store --test it -- zombie:: cut_connections cluster::
+	LOCKGATE_MIGRATE_CRASHES=all cargo test --locked --package migrate --test it -- crash:: contract::
+	LOCKGATE_BACKUP_MIB=$(BACKUP_MIB) cargo test --locked --package auth --test it -- --nocapture backup::large::
+	cargo build --locked --workspace --bin lockgate
+	LOCKGATE_MANY_AUTHS=50 LOCKGATE_ROUNDS=$(MANY) LOCKGATE_SOAK_SECONDS=600 LOCKGATE_STORM_SECONDS=60 \
+		scripts/with-accounts.sh cargo test --locked --package harness --test it -- --nocapture --test-threads=1 ha::
 
 .PHONY: check
 check: deps tools ## format, lints, arrows, generated files, documentation, licences, advisories
@@ -66,6 +76,10 @@ bench: build test-deps ## against the OpenSSH of this machine; writes bench/RESU
 fuzz: ## every parser of a stranger's bytes, SECONDS=60 each
 	FUZZ_SECONDS=$(SECONDS) FUZZ_KEEP=$(KEEP) cargo test --locked --package harness --test it fuzz -- --nocapture
 
+.PHONY: release
+release: deps ## a release of HEAD into dist/<version>/, the same bytes on every machine; VERIFY=1 builds it twice and compares
+	cargo xtask dist $(if $(VERIFY),--verify)
+
 .PHONY: install
 install: deps ## a release build into PREFIX=/usr/local
 	cargo build --locked --release --package cli --bin lockgate
@@ -74,4 +88,4 @@ install: deps ## a release build into PREFIX=/usr/local
 .PHONY: clean
 clean: ## everything that was built, tools too
 	cargo clean
-	rm -rf .cache fuzz/current
+	rm -rf .cache fuzz/current dist

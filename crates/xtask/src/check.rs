@@ -5,7 +5,7 @@
 //! The quick steps come first, so that a person who watches sees a slip at once. New step: one line in `STEPS`.
 
 use crate::run::{Root, capture};
-use crate::{arrows, frozen, golden, reference, scan, supply};
+use crate::{arrows, freeze, golden, migrations, reference, releases, scan, supply};
 use anyhow::{Result, bail};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -64,8 +64,14 @@ const STEPS: &[Step] = &[
     Step {
         name: "migrations",
         about: "released migrations are as they were released",
-        run: |root| frozen::frozen(root).unwrap_or_else(failed),
+        run: |root| migrations::migrations(root).unwrap_or_else(failed),
     },
+    Step {
+        name: "releases",
+        about: "releases.toml is well-formed, and true as far as the history tells",
+        run: |root| releases::check(root).unwrap_or_else(failed),
+    },
+    Step { name: "frozen", about: "what releases promised still holds (frozen/)", run: |root| freeze::check(root).unwrap_or_else(failed) },
     Step { name: "clippy", about: "clippy, warnings denied", run: clippy },
     Step { name: "doc", about: "documentation builds, warnings denied", run: doc },
     Step {

@@ -7,6 +7,7 @@
 
 use crate::run::{Root, capture};
 use anyhow::{Context, Result, bail};
+use prost_types::FileDescriptorSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -45,11 +46,15 @@ pub(crate) fn golden(root: &Root, check: bool) -> Result<()> {
     fs::write(&path, wanted).with_context(|| format!("could not write {OUTPUT}"))
 }
 
-fn generate(root: &Root) -> Result<String> {
+/// The compiled `.proto`.
+pub(crate) fn descriptors(root: &Root) -> Result<FileDescriptorSet> {
     let include = root.path(PROTO_DIR);
-    let descriptors = protox::compile([include.join(PROTO_FILE)], [&include])
-        // The miette report carries file, line and column; Debug prints them.
-        .map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
+    // The miette report carries file, line and column; Debug prints them.
+    protox::compile([include.join(PROTO_FILE)], [&include]).map_err(|fault| anyhow::anyhow!("{fault:?}"))
+}
+
+fn generate(root: &Root) -> Result<String> {
+    let descriptors = descriptors(root)?;
     let scratch = tempfile::tempdir()?;
     tonic_prost_build::configure()
         .out_dir(scratch.path())

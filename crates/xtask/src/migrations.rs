@@ -14,15 +14,9 @@ const LOCK: &str = "crates/upgrade/migrations.lock";
 const TEST: &str = "migrate::registry::tests::the_released_migrations_are_as_they_were_released";
 
 /// Compares the file with its history, and the migrations with the file.
-pub(crate) fn frozen(root: &Root) -> Result<Findings> {
+pub(crate) fn migrations(root: &Root) -> Result<Findings> {
     let mut findings = Findings::default();
-    let now = fs::read_to_string(root.path(LOCK)).with_context(|| format!("could not read {LOCK}"))?;
-    let mut log = Command::new("git");
-    log.current_dir(root.dir()).args(["log", "--format=", "--unified=0", "--patch", "--", LOCK]);
-    match capture(&mut log) {
-        Ok(history) => findings.faults.extend(lost(&history, &now)),
-        Err(fault) => findings.note(format!("the history of {LOCK} could not be read: {fault:#}")),
-    }
+    only_grown(root, LOCK, "was released and is gone; put it back, and fix by a new migration", &mut findings)?;
     let mut test = root.cargo();
     test.args(["test", "--quiet", "--locked", "-p", "upgrade", "--lib", "--", "--exact", TEST]);
     let told = capture(&mut test)?;
@@ -32,12 +26,23 @@ pub(crate) fn frozen(root: &Root) -> Result<Findings> {
     Ok(findings)
 }
 
+/// Every line that ever stood in that file still does.
+pub(crate) fn only_grown(root: &Root, file: &str, cure: &str, findings: &mut Findings) -> Result<()> {
+    let now = fs::read_to_string(root.path(file)).with_context(|| format!("could not read {file}"))?;
+    let mut log = Command::new("git");
+    log.current_dir(root.dir()).args(["log", "--format=", "--unified=0", "--patch", "--", file]);
+    match capture(&mut log) {
+        Ok(history) => findings.faults.extend(lost(&history, &now).into_iter().map(|line| format!("{file}: \"{line}\" {cure}"))),
+        Err(fault) => findings.note(format!("the history of {file} could not be read: {fault:#}")),
+    }
+    Ok(())
+}
+
 /// Lines that stood in the file once, and do not now.
-fn lost(history: &str, now: &str) -> Vec<String> {
+fn lost<'a>(history: &'a str, now: &str) -> BTreeSet<&'a str> {
     let present: BTreeSet<&str> = now.lines().map(str::trim).collect();
     let gone = history.lines().filter(|line| !line.starts_with("---")).filter_map(|line| line.strip_prefix('-')).map(str::trim);
-    let gone: BTreeSet<&str> = gone.filter(|line| !line.is_empty() && !line.starts_with('#') && !present.contains(line)).collect();
-    gone.into_iter().map(|line| format!("{LOCK}: \"{line}\" was released and is gone; put it back, and fix by a new migration")).collect()
+    gone.filter(|line| !line.is_empty() && !line.starts_with('#') && !present.contains(line)).collect()
 }
 
 #[cfg(test)]
