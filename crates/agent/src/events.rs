@@ -155,16 +155,16 @@ impl Keeper {
     fn take_up(&self) -> Option<(Taken, Delivery)> {
         let (fresh, sending) = (self.dir.join(FRESH), self.dir.join(SENDING));
         let (taken, events) = if sending.exists() || std::fs::rename(&fresh, &sending).is_ok() {
-            (Taken::File, read(&sending))
+            (Taken::File, read(&sending).map_err(|error| unreadable(&error)))
         } else if self.memory.is_empty() {
             return None;
         } else {
             let some: Vec<Event> = self.memory.iter().take(BATCH).cloned().collect();
-            (Taken::Memory(some.len()), some)
+            (Taken::Memory(some.len()), Ok(some))
         };
         let upstream = self.upstream.clone();
         let delivery = async move {
-            for batch in events.chunks(BATCH) {
+            for batch in events?.chunks(BATCH) {
                 upstream.events(batch.to_vec()).await?;
             }
             Ok(())
@@ -195,7 +195,8 @@ impl Keeper {
     async fn keep(&mut self, reports: Vec<Report>) {
         let (events, waiting): (Vec<Event>, Vec<_>) = reports.into_iter().map(|report| (report.event, report.kept)).unzip();
         let path = self.dir.join(FRESH);
-        let mut lines = Vec::new();
+        // What was torn before stays a line of its own.
+        let mut lines = vec![b'\n'];
         for event in &events {
             if serde_json::to_writer(&mut lines, event).is_ok() {
                 lines.push(b'\n');
@@ -223,18 +224,23 @@ impl Keeper {
     }
 }
 
+fn unreadable(error: &io::Error) -> types::Public {
+    tracing::error!(%error, "audit events in the spool cannot be read now; they stay there");
+    types::Public::new(types::Code::Unavailable, format!("the spool cannot be read: {error}"))
+}
+
 /// The events in a file; a torn or foreign line is left out and logged.
-fn read(path: &Path) -> Vec<Event> {
-    let Ok(file) = File::open(path) else { return Vec::new() };
+fn read(path: &Path) -> io::Result<Vec<Event>> {
     let mut events = Vec::new();
-    for line in io::BufReader::new(file).split(b'\n').map_while(Result::ok) {
+    for line in io::BufReader::new(File::open(path)?).split(b'\n') {
+        let line = line?;
         match serde_json::from_slice(line.get(..line.len().min(MAX_LINE)).unwrap_or_default()) {
             Ok(event) => events.push(event),
             Err(error) if !line.is_empty() => tracing::error!(%error, "a line in the spool is not an audit event"),
             Err(_) => {}
         }
     }
-    events
+    Ok(events)
 }
 
 #[cfg(test)]
@@ -301,6 +307,29 @@ mod tests {
         assert!(!dir.path().join(FRESH).exists() && !dir.path().join(SENDING).exists());
     }
 
+    #[tokio::test]
+    async fn an_event_that_is_kept_behind_a_torn_line_is_delivered() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FRESH), "{\"event\":\"to").unwrap();
+        let upstream = Arc::new(Fake::default());
+        let (_audit, _reports) = Audit::new();
+        let mut keeper = Keeper::new(dir.path(), upstream, Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1));
+        keeper.keep(vec![Report { event: event(1), kept: None }]).await;
+        assert_eq!(read(&dir.path().join(FRESH)).unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn events_that_cannot_be_read_stay_in_the_spool() {
+        let dir = tempfile::tempdir().unwrap();
+        // Nobody can read a folder as a file, root neither.
+        std::fs::create_dir(dir.path().join(SENDING)).unwrap();
+        let keeper =
+            Keeper::new(dir.path(), Arc::new(Fake::default()), Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1));
+        let (_, delivery) = keeper.take_up().unwrap();
+        assert!(delivery.await.is_err());
+        assert!(dir.path().join(SENDING).exists());
+    }
+
     /// Takes nothing and refuses nothing, as an Auth Service that hangs.
     struct Hangs;
     impl Upstream for Hangs {
@@ -326,7 +355,7 @@ mod tests {
             () = keeper.run(reports) => panic!("it ended"),
             () = report => {}
         }
-        let kept = [FRESH, SENDING].iter().flat_map(|name| read(&dir.path().join(name)));
+        let kept = [FRESH, SENDING].iter().flat_map(|name| read(&dir.path().join(name)).unwrap_or_default());
         assert_eq!(kept.map(|event| event.uid.as_u128()).collect::<std::collections::BTreeSet<_>>().len(), 3);
     }
 }

@@ -277,9 +277,12 @@ impl Core {
 
     /// The one place where an error leaves: refusals are recorded, faults of ours are logged under a reference.
     pub(crate) async fn fault(&self, who: &str, peer: Option<&Peer>, method: &'static str, fault: Fault) -> Public {
-        let public = self.shown(method, &fault);
+        let mut public = self.shown(method, &fault);
         let addr = peer.map(|peer| peer.addr.to_string()).unwrap_or_default();
-        if public.is(Code::StoreFenced) {
+        if public.is(Code::StoreFenced) && crate::seat::is_wanted(self).await {
+            // The windows were moved between this request's beginning and its write; the next one writes with the new epoch.
+            public = Public::new(Code::Unavailable, "the cluster's windows were moved at this moment").hint("try again");
+        } else if public.is(Code::StoreFenced) {
             self.health.set("auth", Health::Degraded("a newer Auth Service has taken over; stop this one".into()));
         }
         let kind = match public.known() {

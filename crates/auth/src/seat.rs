@@ -229,6 +229,15 @@ pub(crate) async fn only_build(store: &dyn store::Store, own: HostId, version: &
     Ok(Ok(()))
 }
 
+/// Whether the control record, as the store has it now, wants this Auth Service's writes: it has followed the last change, or is about
+/// to. What else is fenced stays so.
+pub(crate) async fn is_wanted(core: &Core) -> bool {
+    let Ok(Some(item)) = core.store.get(&Key::control()).await else { return false };
+    let Ok(record) = store::control::parse(&item.value) else { return false };
+    let follows = record.window_gen > core.seat.followed.load(Ordering::Acquire) || core.documents.writer().0 >= record.min_writer_epoch;
+    follows && inside(&record, &core.version).is_ok()
+}
+
 /// Whether the windows admit this binary as an Auth Service now. Taking the cluster over is for a start, never for one that runs: it
 /// was admitted once, and was shut out again.
 fn inside(control: &ControlRecord, version: &Version) -> Result<(), Public> {

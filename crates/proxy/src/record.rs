@@ -65,7 +65,9 @@ impl Recorder {
     pub(crate) fn cut(&self, user: &UserIdentity, peer: SocketAddr, host: HostId, error: &Public) {
         self.metrics.refused(error);
         tracing::warn!(user = %user.user, %peer, %host, %error, "cut a session that its host did not end");
-        let event = self.event(EventKind::AccessDenied).with("user", user.user.as_str()).with("server_id", host.to_string());
+        let event = self.event(EventKind::AccessDenied).with("user", user.user.as_str());
+        // Not `server_id`, which is who says so: the Auth Service takes no events in another host's name.
+        let event = event.with("target_id", host.to_string());
         self.put(failure(event.with("proto", "ssh").with("running", true), Some(peer), error));
     }
 

@@ -149,6 +149,10 @@ pub fn widen(control: &ControlRecord, role: &str, major: u64) -> Result<ControlR
     let (role, window) = named(&control.windows, role)?;
     let (lo, hi) = (window.lo, window.hi);
     let mut moved = window.clone();
+    // Asked again, as whoever lost the answer does: nothing is to be done.
+    if lo != hi && window.contains(major) {
+        return Ok(control.clone());
+    }
     if lo != hi || major.abs_diff(lo) != 1 {
         return Err(IllegalMove::NotNext { role, lo, hi, major });
     }
@@ -170,6 +174,10 @@ pub fn narrow(control: &ControlRecord, role: &str, lo: u64, hi: u64, members: &[
     let (role, window) = named(&control.windows, role)?;
     if lo > hi || lo < window.lo || hi > window.hi {
         return Err(IllegalMove::NotInside { role, lo: window.lo, hi: window.hi, want_lo: lo, want_hi: hi });
+    }
+    // Asked again: no new epoch, and what was shut out stays so.
+    if (lo, hi) == (window.lo, window.hi) {
+        return Ok(control.clone());
     }
     let outside = members
         .iter()

@@ -54,7 +54,7 @@ pub struct Status {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
     /// What it was told where it was refused.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "if_readable")]
     pub refused: Option<Public>,
     #[serde(flatten)]
     pub extra: Extra,
@@ -122,10 +122,21 @@ pub struct Advice {
     #[serde(default)]
     pub again: u64,
     /// What the Proxy holds of that version for the host's system, [`MAX_ARTIFACTS`] at most.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "readable")]
     pub artifacts: Vec<Artifact>,
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+/// Those that this release can read: what a later one lists besides must not cost it the advice.
+fn readable<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Artifact>, D::Error> {
+    let all = Vec::<serde_json::Value>::deserialize(from)?;
+    Ok(all.into_iter().filter_map(|one| serde_json::from_value(one).ok()).collect())
+}
+
+fn if_readable<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Public>, D::Error> {
+    let told = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(told).ok())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

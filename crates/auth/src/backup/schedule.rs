@@ -74,6 +74,8 @@ fn due(last: Option<&Last>, own: HostId, every: Duration) -> Option<Time> {
 #[derive(Default)]
 struct Watch {
     last: Option<Last>,
+    /// The name of the last one, when its file was seen to be gone: until there is another, there is none.
+    gone: Option<String>,
     looked: Option<Instant>,
     /// Its own last attempt failed: why, and when the next may be.
     failing: Option<(String, Time)>,
@@ -110,10 +112,10 @@ impl Watch {
             return Ok(());
         }
         let state = turn::look(core, &schedule.place).await?;
-        self.last = match self.looked {
-            Some(_) => state.last,
-            None => still_there(core, schedule, state).await,
-        };
+        if self.looked.is_none() {
+            self.gone = lost(core, schedule, &state).await;
+        }
+        self.last = state.last.filter(|last| self.gone.as_ref() != Some(&last.name));
         (self.looked, self.wait) = (Some(Instant::now()), None);
         if self.is_due(core, schedule) {
             self.attempt(core, schedule).await;
@@ -171,9 +173,9 @@ fn tell(metrics: &Metrics, last: Option<Time>) {
     metrics.backup_last_unix.store(last.map_or(0, Time::unix_u64), Ordering::Relaxed);
 }
 
-/// The last backup, unless this Auth Service can see that its file is gone: then one is due now.
-async fn still_there(core: &Core, schedule: &Schedule, state: State) -> Option<Last> {
-    let last = state.last?;
+/// The name of the last backup, if this Auth Service can see that its file is gone: then one is due now.
+async fn lost(core: &Core, schedule: &Schedule, state: &State) -> Option<String> {
+    let last = state.last.as_ref()?;
     let visible = match schedule.place {
         Place::Dir(_) => last.by == core.host_id,
         Place::Bucket(_) => true,
@@ -182,10 +184,10 @@ async fn still_there(core: &Core, schedule: &Schedule, state: State) -> Option<L
     match listed.await {
         Ok(found) if visible && !found.iter().any(|found| found.name == last.name) => {
             tracing::warn!(name = last.name, place = %schedule.place, "the last backup is gone");
-            None
+            Some(last.name.clone())
         }
         // A place that cannot be seen fails the next backup, and says why then.
-        Ok(_) | Err(_) => Some(last),
+        Ok(_) | Err(_) => None,
     }
 }
 
@@ -209,21 +211,31 @@ async fn once(core: &Arc<Core>, schedule: &Schedule, turn: &mut Turn, now: Time)
     let event = event.with("to", schedule.place.to_string());
     core.audit.record(event).await.map_err(|error| Failed::Core(error.to_string()))?;
     let place = Opened::new(&schedule.place).await?;
-    if let Some(dead) = turn.state().running {
+    let dead = turn.state().running;
+    if let Some(dead) = &dead {
         tracing::warn!(name = dead.name, by = %dead.by, "a backup was begun and never ended: its rest is removed");
         place.clear(&dead.name, &dead.upload).await?;
     }
     let name = name_of(core.cluster.as_str(), now);
-    let made = write(core, schedule, &place, turn, &name, now).await;
-    if let Err(error) = made {
-        // Whether the last step was done is not always known; another's file has another name.
-        if let Err(error) = place.remove(&name).await {
-            tracing::warn!(%error, "what failed could not be removed");
+    let last = match write(core, schedule, &place, turn, &name, now).await {
+        Ok(last) => last,
+        Err(error) => {
+            // Another's file has another name.
+            remove(&place, &name).await;
+            let _told = turn.gave_up().await;
+            return Err(error);
         }
-        let _told = turn.gave_up().await;
-        return Err(error);
+    };
+    // Perhaps it counts although the answer was lost: a surplus file harms nobody, a missing one does.
+    if !turn.done(last.clone()).await? {
+        remove(&place, &name).await;
+        return Err(Failed::Overtaken);
     }
-    let last = made?;
+    // Complete and never counted: whoever began it is overtaken now and cannot make it count any more.
+    if let Some(dead) = dead.filter(|dead| dead.name != name) {
+        remove(&place, &dead.name).await;
+    }
+    count(&core.metrics.backups);
     if let Err(error) = prune(&place, core.cluster.as_str(), schedule.keep, &last.name).await {
         tracing::warn!(%error, "an old backup could not be removed");
     }
@@ -240,7 +252,8 @@ async fn write(core: &Arc<Core>, schedule: &Schedule, place: &Opened, turn: &mut
     made.sink.complete().await?;
     let (source, _) = place.read(name).await?;
     prove(source, &made.written).await?;
-    let last = Last {
+    core.note_backup(&made.written, made.manifest.revision).await;
+    Ok(Last {
         at: now,
         name: name.to_owned(),
         id: made.written.head.id.to_string(),
@@ -249,13 +262,13 @@ async fn write(core: &Arc<Core>, schedule: &Schedule, place: &Opened, turn: &mut
         by: core.host_id,
         node: core.node_name.clone(),
         extra: Extra::new(),
-    };
-    if !turn.done(last.clone()).await? {
-        return Err(Failed::Overtaken);
+    })
+}
+
+async fn remove(place: &Opened, name: &str) {
+    if let Err(error) = place.remove(name).await {
+        tracing::warn!(%error, name, "what does not count could not be removed");
     }
-    count(&core.metrics.backups);
-    core.note_backup(&made.written, made.manifest.revision).await;
-    Ok(last)
 }
 
 /// Reads again what lies there now: signature and digests, without a key.

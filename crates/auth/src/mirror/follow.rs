@@ -7,6 +7,7 @@
 use super::{
     Mirror,
     table::{Change, Entry, Table},
+    table_of,
 };
 use crate::metrics::count;
 use futures::FutureExt as _;
@@ -115,6 +116,10 @@ impl Mirror {
         }
         self.write(|state| {
             if state.life == life {
+                // Also of a kind whose last document is gone: what was deleted is told by its table.
+                for kind in gone.keys() {
+                    table_of(&mut state.kinds, kind, state.floor);
+                }
                 state.floor = state.floor.min(since);
                 let none = Vec::new();
                 state.kinds.iter_mut().for_each(|(kind, table)| table.remember(since, gone.get(kind).unwrap_or(&none)));

@@ -125,7 +125,9 @@ impl Table {
         let Read { name, revision, entry, .. } = read;
         let Some(entry) = entry else {
             // What we had is no longer true, and what is true we cannot read.
-            self.delete(&name, revision);
+            if self.take_out(&name) {
+                self.bury(&name, revision);
+            }
             self.bad.insert(name);
             return;
         };
@@ -138,13 +140,18 @@ impl Table {
         self.log.insert(at, Change::Put(entry));
     }
 
+    /// Told of although it may not have been known here: a watcher may have it from before, and it had expired or was deleted while
+    /// the store was read.
     pub(super) fn delete(&mut self, name: &str, revision: u64) {
         self.bad.remove(name);
+        self.take_out(name);
+        self.bury(name, revision);
+    }
+
+    /// Whether it was there.
+    fn take_out(&mut self, name: &str) -> bool {
         let known = ResourceName::new(name).ok().and_then(|name| self.entries.remove(&name));
-        if let Some((before, _)) = known {
-            self.log.remove(&before);
-            self.bury(name, revision);
-        }
+        known.is_some_and(|(before, _)| self.log.remove(&before).is_some())
     }
 
     fn bury(&mut self, name: &str, revision: u64) {

@@ -273,14 +273,34 @@ pub(crate) fn error<T>(answer: Result<T, tonic::Status>) -> Public {
     }
 }
 
+/// As every client does: what was not done because the windows were moved at that moment is asked for again.
+async fn patient<T, F: Future<Output = Result<T, tonic::Status>>>(ask: impl Fn() -> F) -> Result<T, Public> {
+    let mut tries = 0;
+    loop {
+        match ask().await.map_err(|status| pb::from_status(&status)) {
+            Err(public) if public.is(types::Code::Unavailable) && tries < 20 => tokio::time::sleep(Duration::from_millis(50)).await,
+            done => return done,
+        }
+        tries += 1;
+    }
+}
+
 pub(crate) async fn create(client: &mut Client, document: &Document) -> Result<Document, Public> {
-    let reply = client.create(pb::WriteRequest { document: document.to_json().into() }).await;
-    reply.map(|reply| Document::from_json(&reply.into_inner().document).unwrap()).map_err(|status| pb::from_status(&status))
+    let request = pb::WriteRequest { document: document.to_json().into() };
+    let asked = patient(|| {
+        let (mut client, request) = (client.clone(), request.clone());
+        async move { client.create(request).await }
+    });
+    asked.await.map(|reply| Document::from_json(&reply.into_inner().document).unwrap())
 }
 
 pub(crate) async fn update(client: &mut Client, document: &Document) -> Result<Document, Public> {
-    let reply = client.update(pb::WriteRequest { document: document.to_json().into() }).await;
-    reply.map(|reply| Document::from_json(&reply.into_inner().document).unwrap()).map_err(|status| pb::from_status(&status))
+    let request = pb::WriteRequest { document: document.to_json().into() };
+    let asked = patient(|| {
+        let (mut client, request) = (client.clone(), request.clone());
+        async move { client.update(request).await }
+    });
+    asked.await.map(|reply| Document::from_json(&reply.into_inner().document).unwrap())
 }
 
 pub(crate) async fn get(client: &mut Client, kind: &str, name: &str) -> Result<Document, Public> {
@@ -289,8 +309,12 @@ pub(crate) async fn get(client: &mut Client, kind: &str, name: &str) -> Result<D
 }
 
 pub(crate) async fn delete(client: &mut Client, kind: &str, name: &str) -> Result<(), Public> {
-    let reply = client.delete(pb::DeleteRequest { kind: kind.into(), name: name.into(), revision: String::new() }).await;
-    reply.map(|_| ()).map_err(|status| pb::from_status(&status))
+    let request = pb::DeleteRequest { kind: kind.into(), name: name.into(), revision: String::new() };
+    let asked = patient(|| {
+        let (mut client, request) = (client.clone(), request.clone());
+        async move { client.delete(request).await }
+    });
+    asked.await.map(|_| ())
 }
 
 pub(crate) async fn names(client: &mut Client, kind: &str) -> Vec<String> {

@@ -105,7 +105,17 @@ fn and(major: u64) -> pb::move_window_request::Move {
 async fn windows_are_moved_over_the_api_one_legal_step_at_a_time_and_every_refusal_names_the_cure() {
     let (shared, one, _two) = pair().await;
     let mut admin = one.admin();
-    let seen = admin.get_windows(pb::Empty {}).await.unwrap().into_inner();
+    // The other takes its seat soon after it serves.
+    let both = async {
+        loop {
+            let seen = admin.get_windows(pb::Empty {}).await.unwrap().into_inner();
+            if seen.seats.len() == 2 {
+                return seen;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let seen = tokio::time::timeout(LONG, both).await.expect("two seats");
     assert!(seen.seats.iter().all(|seat| seat.acknowledged == 1 && seat.version == "8.1.0") && seen.seats.len() == 2, "{:?}", seen.seats);
     let check = async |role: &str, wanted, cure: &str| {
         let refused = step(&mut one.admin(), role, wanted).await.unwrap_err();

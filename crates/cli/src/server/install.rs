@@ -36,6 +36,8 @@ Wants=network-online.target
 
 [Service]
 Type=notify
+# A host waits for its cluster, and one that must be upgraded first says so and waits too: that is no failure to start.
+TimeoutStartSec=infinity
 EnvironmentFile=-{env}
 ExecStart={program} start --pid-file={pid}
 PIDFile={pid}
@@ -65,6 +67,11 @@ mod tests {
     fn the_unit_names_the_program_and_drains_on_stop() {
         let text = unit(Path::new("/usr/local/bin/lockgate"), Path::new("/etc/default/lockgate"), Path::new("/run/lockgate.pid"), 1024);
         assert!(text.contains("ExecStart=/usr/local/bin/lockgate start --pid-file=/run/lockgate.pid\n"));
-        assert!(text.contains("KillSignal=SIGQUIT\n") && text.contains("LimitNOFILE=1024\n") && text.contains("Type=notify\n"));
+        assert!(
+            text.contains("KillSignal=SIGQUIT\n")
+                && text.contains("LimitNOFILE=1024\n")
+                && text.contains("Type=notify\n")
+                && text.contains("\nTimeoutStartSec=infinity\n")
+        );
     }
 }

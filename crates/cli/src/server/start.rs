@@ -104,7 +104,8 @@ async fn run(settings: Settings) -> Result<(), Public> {
     let shutdown = process.shutdown.clone();
     let began = tokio::select! {
         began = serve(&mut process) => began,
-        () = shutdown.stopping() => Ok(()),
+        // Also when it drains: what has not begun has nothing to finish, and a join may wait for hours.
+        () = shutdown.draining() => Ok(()),
     };
     if let Err(error) = began {
         shutdown.stop();

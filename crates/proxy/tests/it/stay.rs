@@ -56,7 +56,7 @@ async fn what_ends_a_permit_ends_its_session_also_when_the_host_goes_on() {
         ends(&mut gateway, since, what).await;
         ends(&mut jump, since, what).await;
         let event = rig.auth.event(|event| event.is(EventKind::AccessDenied) && event.fields.get("running").is_some()).await;
-        assert_eq!((event.text("user"), event.text("server_id")), ("alice", id(1).to_string().as_str()), "{what}");
+        assert_eq!((event.text("user"), event.text("target_id")), ("alice", id(1).to_string().as_str()), "{what}");
     };
     let cases: [Case; 7] = [
         ("a lock on the user", |rig| lock(rig, LockTarget { user: Some("alice".into()), ..LockTarget::default() })),

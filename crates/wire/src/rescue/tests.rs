@@ -113,6 +113,18 @@ fn unknown_fields_are_kept_and_unknown_messages_are_known_as_such_both_ways() {
 }
 
 #[test]
+fn what_a_later_release_lists_otherwise_costs_nobody_the_rest_of_the_message() {
+    let known = format!(r#"{{"name":"a.tar.gz","sha256":"{}","size":3}}"#, "01".repeat(32));
+    let head = format!(r#"{{"type":"advice","action":"install","version":"2.0.0","artifacts":[{{"name":"../x","blake3":"aa"}},{known}]}}"#);
+    let (ToHost::Advice(advice), _) = decode::<ToHost>(&said(&head)).unwrap() else { panic!("no advice") };
+    assert_eq!((advice.version.as_deref(), advice.artifacts.len()), (Some("2.0.0"), 1));
+    let (ToProxy::Status(status), _) = decode::<ToProxy>(&said(r#"{"type":"status","version":"2.0.0","refused":7}"#)).unwrap() else {
+        panic!("no status")
+    };
+    assert_eq!((status.version.as_str(), status.refused), ("2.0.0", None));
+}
+
+#[test]
 fn attack_row_21_a_name_is_never_a_way_out_of_a_directory() {
     for bad in ["", ".", "..", "../x", "a/b", "/etc/passwd", ".hidden", "a\\b", "a\0", "ä", "-x", &"x".repeat(129)] {
         assert_eq!(bad.parse::<FileName>(), Err(BadRescue::Name), "{bad:?}");
