@@ -16,6 +16,10 @@ pub const LEFT_OUT: &[(&str, &str)] = &[
     ("doc/member/", "a heartbeat: whoever lives says so again within a minute"),
     ("doc/node/", "a heartbeat: whoever lives says so again within a minute"),
     ("internal/auth/", "the lease of an Auth Service that lives"),
+    (
+        "internal/backup/made/",
+        "what lies in the place of scheduled backups: this one would be told as begun and never ended, and be removed",
+    ),
     ("internal/backup/turn/", "the lease of an Auth Service that makes a backup"),
     ("internal/recordings/", "where recordings lie: whoever keeps some says so again when it starts"),
 ];

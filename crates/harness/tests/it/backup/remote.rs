@@ -118,6 +118,12 @@ fn a_lost_auth_service_comes_back_out_of_the_bucket_of_its_scheduled_backups() {
     cluster.node().set_args(Vec::<String>::new());
     cluster.node().restart();
     cluster.wait_node("node1");
+    // The first backup of the cluster that came back, beside the one it came out of.
+    eventually(SOON, "a second backup beside the first", || {
+        let names: Vec<String> = s3.ask("objects").as_array().unwrap().iter().map(|name| name.to_string()).collect();
+        assert!(names.iter().any(|name| file.ends_with(name.trim_matches('"').rsplit('/').next().unwrap())), "{file} is gone: {names:?}");
+        (names.len() > 1).then_some(())
+    });
     s3.ask(&format!("flip {}", file.trim_start_matches("s3://backups/")));
     on(&["verify", &file, "--config", &place]).fails(1, "LG-BACKUP-004");
 }
