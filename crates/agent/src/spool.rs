@@ -185,8 +185,7 @@ fn recovered(contents: &Contents) -> Event {
 
 /// `session.end`, with a uid that every report of the same session has.
 pub(crate) fn ended_event(recording: &Recording, at: Time, end: Option<&End>) -> Event {
-    let uid = uuid::Uuid::from_u128(recording.session.as_uuid().as_u128() ^ 0x73657373_696f6e2e_656e6420_75696421);
-    let mut event = Event::new(EventKind::SessionEnd, at, uid)
+    let mut event = Event::new(EventKind::SessionEnd, at, EventKind::SessionEnd.once(recording.session))
         .with("sid", recording.session.to_string())
         .with("user", recording.user.as_str())
         .with("login", recording.login.as_str())

@@ -86,6 +86,14 @@ pub(crate) struct Upload {
     len: u64,
 }
 
+/// A recording that is in its place.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) recording: Recording,
+    /// It was not there before.
+    pub(crate) fresh: bool,
+}
+
 impl Recordings {
     /// Uses that directory, which must exist and may be shared with other Auth Services. Uploads that the last process of this
     /// one left behind go to rest.
@@ -270,8 +278,8 @@ impl Upload {
         Ok(())
     }
 
-    /// Checks the whole file and puts it in place. `Ok(None)`: the same recording was there already.
-    pub(crate) fn finish(mut self, sha256: &[u8]) -> Result<Option<Recording>, RecordingError> {
+    /// Checks the whole file and puts it in place, unless the same recording is there already.
+    pub(crate) fn finish(mut self, sha256: &[u8]) -> Result<Taken, RecordingError> {
         let done = self.settle(sha256);
         if !matches!(done, Ok(_) | Err(RecordingError::Io(_))) {
             // Nothing to go on with: what is here is refused.
@@ -280,7 +288,7 @@ impl Upload {
         done
     }
 
-    fn settle(&mut self, sha256: &[u8]) -> Result<Option<Recording>, RecordingError> {
+    fn settle(&mut self, sha256: &[u8]) -> Result<Taken, RecordingError> {
         self.file.seek(SeekFrom::Start(0))?;
         let checked = examine(&mut self.file)?;
         if checked.digest.as_slice() != sha256 {
@@ -294,10 +302,10 @@ impl Upload {
         if self.publish(&recording)? {
             self.sink.remember(&recording);
             self.sink.held.send_modify(|held| *held = held.saturating_add(1));
-            return Ok(Some(recording));
+            return Ok(Taken { recording, fresh: true });
         }
         let there = examine(&mut File::open(self.sink.file(self.session))?)?;
-        if there.digest == checked.digest { Ok(None) } else { Err(RecordingError::Exists) }
+        if there.digest == checked.digest { Ok(Taken { recording, fresh: false }) } else { Err(RecordingError::Exists) }
     }
 
     /// Puts it in place, unless another recording of the session is there.

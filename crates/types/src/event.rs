@@ -3,7 +3,7 @@
 //! Names follow the field's best-known system; codes are `L` and its number, `I` for success, `W` for a refusal or failure.
 //! The Auth Service gives each event its index and hash (`auth::audit`); here is only the content.
 
-use crate::{Extra, Time};
+use crate::{Extra, SessionId, Time};
 use serde::{Deserialize, Serialize};
 
 macro_rules! events {
@@ -64,6 +64,14 @@ events! {
     BackupRestore = "backup.restore", "LB002I": "the cluster goes on from a backup that was restored",
 }
 
+impl EventKind {
+    /// The uid of an event that a session has once: every report of it bears this one, whoever makes it and however often.
+    pub fn once(self, session: SessionId) -> uuid::Uuid {
+        let name = self.name().bytes().fold(0, |mark: u128, byte| mark.rotate_left(8) ^ u128::from(byte));
+        uuid::Uuid::from_u128(session.as_uuid().as_u128() ^ name)
+    }
+}
+
 /// One event. On disk and on the wire: one JSON object with these names.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Event {
@@ -105,6 +113,14 @@ mod tests {
     fn event_codes_are_unique() {
         let codes: BTreeSet<_> = EventKind::ALL.iter().map(|kind| kind.code()).collect();
         assert_eq!(codes.len(), EventKind::ALL.len());
+    }
+
+    #[test]
+    fn what_a_session_has_once_bears_one_uid() {
+        let uid = |kind: EventKind, session| kind.once(SessionId::from_uuid(uuid::Uuid::from_u128(session)));
+        assert_eq!(uid(EventKind::SessionEnd, 1), uid(EventKind::SessionEnd, 1));
+        assert_ne!(uid(EventKind::SessionEnd, 1), uid(EventKind::SessionEnd, 2));
+        assert_ne!(uid(EventKind::SessionEnd, 1), uid(EventKind::SessionUpload, 1));
     }
 
     #[test]

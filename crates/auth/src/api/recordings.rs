@@ -9,7 +9,7 @@ use crate::{
     core::{Call, Fault, malformed},
     metrics::count,
     recordings::{
-        MAX_RECORDING, RecordingError, Upload, blocking,
+        MAX_RECORDING, RecordingError, Taken, Upload, blocking,
         peers::{self, Fetched},
         read_piece,
     },
@@ -23,7 +23,7 @@ use std::{collections::BTreeSet, fs::File, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Status, Streaming};
-use types::{Code, EventKind, HostId, Public, ResourceName, SessionId, SystemRole, Time, kind::Recording};
+use types::{Code, Event, EventKind, HostId, Public, ResourceName, SessionId, SystemRole, Time, kind::Recording};
 use wire::api as pb;
 
 /// How long the next piece of an upload may take.
@@ -73,14 +73,17 @@ pub(crate) async fn upload(call: Call, mut stream: Streaming<pb::RecordingChunk>
     let size = upload.len();
     let taken = blocking(move || upload.finish(&sha256)).await;
     match taken {
-        Ok(Some(recording)) => {
-            count(&call.core.metrics.recordings);
+        Ok(Taken { recording, fresh }) => {
+            if fresh {
+                count(&call.core.metrics.recordings);
+            }
+            // Also when it was there already: whoever put it there may have died before he could say so.
             let event =
                 call.event(EventKind::SessionUpload).with("sid", recording.session.to_string()).with("user", recording.user.as_str());
-            call.core.audit.record(event.with("size", size)).await?;
+            let event = Event { uid: EventKind::SessionUpload.once(recording.session), ..event.with("size", size) };
+            call.core.audit.record(event).await?;
             Ok(pb::Empty {})
         }
-        Ok(None) => Ok(pb::Empty {}),
         Err(error) => {
             tracing::warn!(session = %said.session, host = %host.id, %error, "a recording was refused");
             Err(error.into())

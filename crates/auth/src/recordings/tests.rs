@@ -48,12 +48,12 @@ fn an_upload_resumes_is_checked_and_may_be_repeated() {
     assert!(matches!(sink.upload(session, host, 1001), Err(RecordingError::Gap { asked: 1001, have: 1000 })));
     let mut upload = sink.upload(session, host, 900).unwrap();
     upload.push(900, &bytes[900..]).unwrap();
-    let done = upload.finish(&digest).unwrap().unwrap();
+    let done = upload.finish(&digest).unwrap().recording;
     assert_eq!((done.size, done.ended), (bytes.len() as u64, Some(Time::from_unix(107))));
 
     let mut again = sink.upload(session, host, 0).unwrap();
     again.push(0, &bytes).unwrap();
-    assert!(again.finish(&digest).unwrap().is_none());
+    assert!(!again.finish(&digest).unwrap().fresh);
     // A restart finds it.
     let sink = Recordings::new(dir.path(), HostId::from_uuid(uuid::Uuid::nil()));
     assert_eq!(sink.list(10, |_| true).unwrap(), [done]);
@@ -70,7 +70,7 @@ fn two_uploads_of_one_recording_do_not_write_into_each_other() {
     one.push(0, &bytes[..700]).unwrap();
     two.push(0, &vec![0; 900]).unwrap();
     one.push(700, &bytes[700..]).unwrap();
-    assert!(one.finish(&digest).unwrap().is_some());
+    assert!(one.finish(&digest).unwrap().fresh);
     assert!(two.finish(&digest).is_err());
     // The same once more is fine, another is not, and the first stands.
     let send = |bytes: &[u8]| {
@@ -78,7 +78,7 @@ fn two_uploads_of_one_recording_do_not_write_into_each_other() {
         upload.push(0, bytes).unwrap();
         upload.finish(&Sha256::digest(bytes))
     };
-    assert!(send(&bytes).unwrap().is_none());
+    assert!(!send(&bytes).unwrap().fresh);
     let (longer, _) = recording_of(session, host, 6000);
     assert!(matches!(send(&longer), Err(RecordingError::Exists)));
     assert_eq!(fs::read(dir.path().join(format!("{session}.rec"))).unwrap(), bytes);
@@ -99,7 +99,7 @@ fn an_upload_that_a_killed_process_left_goes_on() {
     // Nobody else may go on where this one does.
     assert!(matches!(sink.upload(session, host, 1000), Err(RecordingError::Gap { asked: 1000, have: 0 })));
     upload.push(1000, &bytes[1000..]).unwrap();
-    assert!(upload.finish(&digest).unwrap().is_some());
+    assert!(upload.finish(&digest).unwrap().fresh);
 }
 
 #[test]

@@ -298,6 +298,10 @@ async fn recordings_in_a_shared_directory_are_listed_and_read_at_each_and_taken_
     assert_eq!(read(&mut two.admin(), 1, 0).await.unwrap(), alices.bytes);
     // The agent's connection moved on before it heard the answer.
     there.upload_recording(tokio_stream::iter(chunks(&alices, 0))).await.unwrap();
+    // The first may have died before it could write that down, so both do, as one event.
+    let (first, second) = (events(&one, "session.upload").await, events(&two, "session.upload").await);
+    assert_eq!((first.len(), second.len()), (1, 1));
+    assert_eq!(first[0].uid, second[0].uid);
     // Two different ones of one session at once: one stands, whole.
     let (bobs, forged) = (film(2, 11, "bob"), film(2, 11, "mallory"));
     let (first, second) = tokio::join!(
