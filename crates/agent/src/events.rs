@@ -2,9 +2,10 @@
 //!
 //! New events are appended to `events.jsonl` and synced, also while a delivery is under way; the delivery takes the whole file away under another name, sends
 //! it in batches, and deletes it after the last was acknowledged. A process that dies in between sends some events twice:
-//! they have uids. When the disk is full, events still travel from memory, and the log says so.
+//! they have uids. When the disk is full, events still travel from memory, and the log says so. An event that the Auth Service will
+//! never take is put aside, so that it holds up none behind it.
 
-use crate::world::Upstream;
+use crate::{metrics::Metrics, world::Upstream};
 use futures::future::BoxFuture;
 use net::backoff::Backoff;
 use std::{
@@ -28,6 +29,9 @@ const BATCH: usize = 100;
 const LAST_DELIVERY: Duration = Duration::from_secs(3);
 const FRESH: &str = "events.jsonl";
 const SENDING: &str = "events.sending.jsonl";
+const ASIDE: &str = "events.refused.jsonl";
+/// What is put aside beyond so many bytes is told in the log and counted only.
+const MAX_ASIDE: u64 = 16 << 20;
 /// The most bytes of one event's line.
 const MAX_LINE: usize = 256 * 1024;
 
@@ -89,8 +93,15 @@ pub(crate) struct Keeper {
     dir: PathBuf,
     upstream: Arc<dyn Upstream>,
     backoff: Backoff,
+    metrics: Arc<Metrics>,
     /// Could not be written to disk.
     memory: VecDeque<Event>,
+}
+
+/// An event that will never be taken, and why.
+struct Refused {
+    event: Event,
+    why: String,
 }
 
 /// What is on its way.
@@ -101,11 +112,11 @@ enum Taken {
     Memory(usize),
 }
 
-type Delivery = BoxFuture<'static, Result<(), types::Public>>;
+type Delivery = BoxFuture<'static, Result<Vec<Refused>, types::Public>>;
 
 impl Keeper {
-    pub(crate) fn new(dir: &Path, upstream: Arc<dyn Upstream>, backoff: Backoff) -> Self {
-        Self { dir: dir.to_owned(), upstream, backoff, memory: VecDeque::new() }
+    pub(crate) fn new(dir: &Path, upstream: Arc<dyn Upstream>, backoff: Backoff, metrics: Arc<Metrics>) -> Self {
+        Self { dir: dir.to_owned(), upstream, backoff, metrics, memory: VecDeque::new() }
     }
 
     /// Writes and delivers until every [`Audit`] is gone; then tries for a moment to deliver what is left. A delivery that takes long
@@ -155,7 +166,7 @@ impl Keeper {
     fn take_up(&self) -> Option<(Taken, Delivery)> {
         let (fresh, sending) = (self.dir.join(FRESH), self.dir.join(SENDING));
         let (taken, events) = if sending.exists() || std::fs::rename(&fresh, &sending).is_ok() {
-            (Taken::File, read(&sending).map_err(|error| unreadable(&error)))
+            (Taken::File, read(&sending, &self.metrics).map_err(|error| unreadable(&error)))
         } else if self.memory.is_empty() {
             return None;
         } else {
@@ -164,19 +175,26 @@ impl Keeper {
         };
         let upstream = self.upstream.clone();
         let delivery = async move {
+            let mut aside = Vec::new();
             for batch in events?.chunks(BATCH) {
-                upstream.events(batch.to_vec()).await?;
+                for refused in upstream.events(batch.to_vec()).await? {
+                    let event = usize::try_from(refused.index).ok().and_then(|index| batch.get(index));
+                    aside.extend(event.map(|event| Refused { event: event.clone(), why: refused.why }));
+                }
             }
-            Ok(())
+            Ok(aside)
         };
         Some((taken, Box::pin(delivery)))
     }
 
     /// Forgets what was delivered; how long to wait before the next.
-    fn settle(&mut self, taken: Option<Taken>, delivered: Result<(), types::Public>) -> Duration {
-        if let Err(error) = delivered {
-            tracing::debug!(%error, "audit events wait in the spool");
-            return self.backoff.next();
+    fn settle(&mut self, taken: Option<Taken>, delivered: Result<Vec<Refused>, types::Public>) -> Duration {
+        match delivered {
+            Ok(refused) => refused.iter().for_each(|refused| self.put_aside(refused)),
+            Err(error) => {
+                tracing::debug!(%error, "audit events wait in the spool");
+                return self.backoff.next();
+            }
         }
         match taken {
             Some(Taken::File) => {
@@ -190,6 +208,22 @@ impl Keeper {
         }
         self.backoff.reset();
         Duration::ZERO
+    }
+
+    fn put_aside(&self, Refused { event, why }: &Refused) {
+        self.metrics.refused();
+        tracing::error!(event = %event.event, uid = %event.uid, why, "the Auth Service refuses an audit event; it is put aside in {ASIDE}");
+        let put = || {
+            let mut file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(self.dir.join(ASIDE))?;
+            if file.metadata()?.len() > MAX_ASIDE {
+                return Err(io::Error::other("there is too much already"));
+            }
+            writeln!(file, "{}", serde_json::json!({"why": why, "event": event}))
+        };
+        if let Err(error) = put() {
+            tracing::error!(%error, "{ASIDE} cannot be written");
+            self.metrics.lost();
+        }
     }
 
     async fn keep(&mut self, reports: Vec<Report>) {
@@ -213,6 +247,7 @@ impl Keeper {
             // Old ones first: what is lost is said, never silent.
             while self.memory.len() > 100 * QUEUE {
                 if let Some(lost) = self.memory.pop_front() {
+                    self.metrics.lost();
                     tracing::error!(event = %lost.event, uid = %lost.uid, "an audit event was lost");
                 }
             }
@@ -230,13 +265,16 @@ fn unreadable(error: &io::Error) -> types::Public {
 }
 
 /// The events in a file; a torn or foreign line is left out and logged.
-fn read(path: &Path) -> io::Result<Vec<Event>> {
+fn read(path: &Path, metrics: &Metrics) -> io::Result<Vec<Event>> {
     let mut events = Vec::new();
     for line in io::BufReader::new(File::open(path)?).split(b'\n') {
         let line = line?;
         match serde_json::from_slice(line.get(..line.len().min(MAX_LINE)).unwrap_or_default()) {
             Ok(event) => events.push(event),
-            Err(error) if !line.is_empty() => tracing::error!(%error, "a line in the spool is not an audit event"),
+            Err(error) if !line.is_empty() => {
+                metrics.lost();
+                tracing::error!(%error, "a line in the spool is not an audit event");
+            }
             Err(_) => {}
         }
     }
@@ -248,6 +286,7 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
     use types::{Code, EventKind, Public, Time, kind::Recording};
+    use wire::api::RefusedEvent;
 
     #[derive(Default)]
     struct Fake {
@@ -255,20 +294,28 @@ mod tests {
         got: Mutex<Vec<Event>>,
     }
     impl Upstream for Fake {
-        fn events(&self, events: Vec<Event>) -> BoxFuture<'_, Result<(), Public>> {
+        fn events(&self, events: Vec<Event>) -> BoxFuture<'_, Result<Vec<RefusedEvent>, Public>> {
             let mut failures = self.failures.lock().unwrap();
             let result = if *failures > 0 {
                 *failures -= 1;
                 Err(Public::new(Code::Unavailable, "away"))
             } else {
-                self.got.lock().unwrap().extend(events);
-                Ok(())
+                // As the Auth Service does with what is none of a host's business.
+                let foreign = |event: &Event| event.event == EventKind::Login.name();
+                let refused = (0..).zip(&events).filter(|(_, event)| foreign(event));
+                let refused = refused.map(|(index, _)| RefusedEvent { index, why: "no".into() }).collect();
+                self.got.lock().unwrap().extend(events.into_iter().filter(|event| !foreign(event)));
+                Ok(refused)
             };
             Box::pin(async { result })
         }
         fn recording(&self, _about: Recording, _file: PathBuf) -> BoxFuture<'_, Result<(), Public>> {
             Box::pin(async { Ok(()) })
         }
+    }
+
+    fn quick() -> Backoff {
+        Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1)
     }
 
     fn event(number: u128) -> Event {
@@ -280,8 +327,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let upstream = Arc::new(Fake { failures: Mutex::new(3), ..Fake::default() });
         let (audit, events) = Audit::new();
-        let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1);
-        let keeper = Keeper::new(dir.path(), upstream.clone(), backoff);
+        let keeper = Keeper::new(dir.path(), upstream.clone(), quick(), Arc::default());
         let feed = async move {
             for number in 0..250 {
                 audit.emit(event(number)).await;
@@ -302,7 +348,7 @@ mod tests {
         let upstream = Arc::new(Fake::default());
         let (audit, events) = Audit::new();
         drop(audit);
-        Keeper::new(dir.path(), upstream.clone(), Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1)).run(events).await;
+        Keeper::new(dir.path(), upstream.clone(), quick(), Arc::default()).run(events).await;
         assert_eq!(upstream.got.lock().unwrap().len(), 3);
         assert!(!dir.path().join(FRESH).exists() && !dir.path().join(SENDING).exists());
     }
@@ -313,9 +359,28 @@ mod tests {
         std::fs::write(dir.path().join(FRESH), "{\"event\":\"to").unwrap();
         let upstream = Arc::new(Fake::default());
         let (_audit, _reports) = Audit::new();
-        let mut keeper = Keeper::new(dir.path(), upstream, Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1));
+        let mut keeper = Keeper::new(dir.path(), upstream, quick(), Arc::default());
         keeper.keep(vec![Report { event: event(1), kept: None }]).await;
-        assert_eq!(read(&dir.path().join(FRESH)).unwrap().len(), 1);
+        assert_eq!(read(&dir.path().join(FRESH), &Metrics::default()).unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_event_that_is_refused_for_good_holds_up_none_behind_it_and_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let (upstream, metrics) = (Arc::new(Fake::default()), Arc::new(Metrics::default()));
+        let (audit, reports) = Audit::new();
+        let refused = Event::new(EventKind::Login, Time::EPOCH, uuid::Uuid::from_u128(1));
+        let feed = async move {
+            for event in [event(0), refused, event(2)] {
+                audit.emit(event).await;
+            }
+        };
+        tokio::join!(feed, Keeper::new(dir.path(), upstream.clone(), quick(), metrics.clone()).run(reports));
+        let got: Vec<u128> = upstream.got.lock().unwrap().iter().map(|event| event.uid.as_u128()).collect();
+        assert_eq!(got, [0, 2]);
+        assert_eq!(metrics.samples().map(|(_, value)| value), [0, 1]);
+        assert!(std::fs::read_to_string(dir.path().join(ASIDE)).unwrap().contains("user.login"));
+        assert!(!dir.path().join(FRESH).exists() && !dir.path().join(SENDING).exists());
     }
 
     #[tokio::test]
@@ -323,8 +388,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         // Nobody can read a folder as a file, root neither.
         std::fs::create_dir(dir.path().join(SENDING)).unwrap();
-        let keeper =
-            Keeper::new(dir.path(), Arc::new(Fake::default()), Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1));
+        let keeper = Keeper::new(dir.path(), Arc::new(Fake::default()), quick(), Arc::default());
         let (_, delivery) = keeper.take_up().unwrap();
         assert!(delivery.await.is_err());
         assert!(dir.path().join(SENDING).exists());
@@ -333,7 +397,7 @@ mod tests {
     /// Takes nothing and refuses nothing, as an Auth Service that hangs.
     struct Hangs;
     impl Upstream for Hangs {
-        fn events(&self, _events: Vec<Event>) -> BoxFuture<'_, Result<(), Public>> {
+        fn events(&self, _events: Vec<Event>) -> BoxFuture<'_, Result<Vec<RefusedEvent>, Public>> {
             Box::pin(std::future::pending())
         }
         fn recording(&self, _about: Recording, _file: PathBuf) -> BoxFuture<'_, Result<(), Public>> {
@@ -345,7 +409,7 @@ mod tests {
     async fn events_are_on_disk_although_a_delivery_hangs() {
         let dir = tempfile::tempdir().unwrap();
         let (audit, reports) = Audit::new();
-        let keeper = Keeper::new(dir.path(), Arc::new(Hangs), Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1));
+        let keeper = Keeper::new(dir.path(), Arc::new(Hangs), quick(), Arc::default());
         let report = async {
             for number in 0..3 {
                 tokio::time::timeout(Duration::from_secs(20), audit.emit_kept(event(number))).await.unwrap();
@@ -355,7 +419,7 @@ mod tests {
             () = keeper.run(reports) => panic!("it ended"),
             () = report => {}
         }
-        let kept = [FRESH, SENDING].iter().flat_map(|name| read(&dir.path().join(name)).unwrap_or_default());
+        let kept = [FRESH, SENDING].iter().flat_map(|name| read(&dir.path().join(name), &Metrics::default()).unwrap_or_default());
         assert_eq!(kept.map(|event| event.uid.as_u128()).collect::<std::collections::BTreeSet<_>>().len(), 3);
     }
 }

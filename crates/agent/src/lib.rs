@@ -8,6 +8,7 @@
 mod direct;
 pub mod events;
 mod follow;
+pub mod metrics;
 mod proxies;
 pub mod record;
 pub mod rescue;
@@ -17,4 +18,5 @@ pub mod ssh;
 mod tunnel;
 pub mod world;
 
+pub use metrics::Metrics;
 pub use service::{Agent, AgentError, Config, World};

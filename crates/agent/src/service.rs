@@ -8,6 +8,7 @@ use crate::{
     direct::{self, Direct},
     events::{Audit, Keeper, Reports},
     follow,
+    metrics::Metrics,
     proxies::{self, Proxies},
     rescue::{self, Quarantine, Rescue},
     spool::Spool,
@@ -113,6 +114,7 @@ pub struct Agent {
     direct: Option<(TcpListener, Arc<Direct>, Limits)>,
     addr: Option<SocketAddr>,
     events: Reports,
+    metrics: Arc<Metrics>,
     upstream: Arc<dyn Upstream>,
     api: Api,
     keys: watch::Sender<Arc<HostKeys>>,
@@ -193,6 +195,7 @@ impl Agent {
             direct,
             addr,
             events,
+            metrics: Arc::default(),
             upstream: Arc::new(api.clone()),
             api,
             keys,
@@ -211,6 +214,11 @@ impl Agent {
         self.addr
     }
 
+    /// Its numbers, of any moment.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.metrics.clone()
+    }
+
     /// Serves until told otherwise.
     pub async fn run(self, shutdown: Shutdown) {
         let seed = self.boot.as_uuid().as_u64_pair().1;
@@ -225,6 +233,7 @@ impl Agent {
             direct,
             addr: _,
             events,
+            metrics,
             upstream,
             api: _,
             keys,
@@ -236,7 +245,7 @@ impl Agent {
             tasks,
             stop,
         } = self;
-        delivery.spawn("events", Keeper::new(shared.spool.dir(), upstream.clone(), backoff()).run(events));
+        delivery.spawn("events", Keeper::new(shared.spool.dir(), upstream.clone(), backoff(), metrics).run(events));
         uploads.spawn("recordings", {
             let (spool, audit, backoff) = (shared.spool.clone(), shared.audit.clone(), backoff());
             async move { spool.deliver(upstream, audit, backoff).await }

@@ -3,7 +3,8 @@
 //! One file per session, `<session id>.rec`, locked by the process that writes it. A file nobody has locked is finished or
 //! orphaned (its process was killed); either way it is delivered and then deleted. Nothing is added to an orphan: what is
 //! torn at its end reads as its end. The session's end is reported for each file found at the start; a repeated report is
-//! recognised by its uid, which follows from the session's id. Files that are no recordings are put aside, never deleted.
+//! recognised by its uid, which follows from the session's id. Files that are no recordings are put aside, never deleted. A file whose
+//! process was killed before its header was written goes: its session had not begun, and nobody heard of it.
 
 use crate::{events::Audit, world::Upstream};
 use net::backoff::Backoff;
@@ -55,8 +56,11 @@ impl Spool {
     /// Makes the file of a new session, locked for as long as it is open.
     pub(crate) fn create(&self, session: SessionId) -> io::Result<File> {
         let path = self.dir.join(format!("{session}.{SUFFIX}"));
-        let file = std::fs::OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)?;
+        // Under its own name only once it is locked: a delivery that looks just then would take it for an orphan.
+        let fresh = path.with_extension("new");
+        let file = std::fs::OpenOptions::new().append(true).create_new(true).mode(0o600).open(&fresh)?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+        std::fs::rename(&fresh, &path)?;
         Ok(file)
     }
 
@@ -99,7 +103,12 @@ impl Spool {
                 tokio::task::spawn_blocking(move || contents(&path)).await.map_err(io::Error::other)?
             };
             let contents = match read {
-                Ok(contents) => contents,
+                Ok(Some(contents)) => contents,
+                Ok(None) => {
+                    tracing::info!(path = %path.display(), "its process was killed before the session began; removed");
+                    std::fs::remove_file(&path)?;
+                    continue;
+                }
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     tracing::error!(path = %path.display(), %error, "not a recording; put aside");
                     std::fs::rename(&path, self.dir.join(ASIDE).join(path.file_name().unwrap_or_default()))?;
@@ -150,8 +159,8 @@ fn unlocked(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Reads the header and the end of a recording.
-fn contents(path: &Path) -> io::Result<Contents> {
+/// Reads the header and the end of a recording; `None` when it ends before its header does.
+fn contents(path: &Path) -> io::Result<Option<Contents>> {
     let invalid = |error: wire::recording::BadRecording| io::Error::new(io::ErrorKind::InvalidData, error);
     let (mut file, mut reader, mut piece) = (File::open(path)?, Reader::new(), vec![0; 256 * 1024]);
     let (mut recording, mut end, mut last) = (None, None, 0);
@@ -170,10 +179,10 @@ fn contents(path: &Path) -> io::Result<Contents> {
             }
         }
     }
-    let mut recording = recording.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it has no header"))?;
+    let Some(mut recording) = recording else { return Ok(None) };
     recording.size = file.metadata()?.len();
     recording.ended = Some(recording.started.plus(Duration::from_millis(last)));
-    Ok(Contents { recording, end, last })
+    Ok(Some(Contents { recording, end, last }))
 }
 
 /// The end of a session whose process did not report it.

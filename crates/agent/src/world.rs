@@ -12,21 +12,21 @@ use std::{
 };
 use tokio::io::AsyncReadExt;
 use types::{Code, Event, HostIdentity, Labels, Public, kind::Recording};
-use wire::api::RecordingChunk;
+use wire::api::{RecordingChunk, RefusedEvent};
 
 /// Bytes of a recording sent at once.
 const CHUNK: usize = 256 * 1024;
 
 /// Where reports go.
 pub trait Upstream: Send + Sync + 'static {
-    /// Delivers events, in order; a repeated event is recognised by its `uid`.
-    fn events(&self, events: Vec<Event>) -> BoxFuture<'_, Result<(), Public>>;
+    /// Delivers events, in order; a repeated event is recognised by its `uid`. Returns those that will never be taken.
+    fn events(&self, events: Vec<Event>) -> BoxFuture<'_, Result<Vec<RefusedEvent>, Public>>;
     /// Delivers a recording. May be called again for the same file after a failure.
     fn recording(&self, about: Recording, file: PathBuf) -> BoxFuture<'_, Result<(), Public>>;
 }
 
 impl Upstream for Api {
-    fn events(&self, events: Vec<Event>) -> BoxFuture<'_, Result<(), Public>> {
+    fn events(&self, events: Vec<Event>) -> BoxFuture<'_, Result<Vec<RefusedEvent>, Public>> {
         Box::pin(async move { self.emit_events(&events).await })
     }
     fn recording(&self, about: Recording, file: PathBuf) -> BoxFuture<'_, Result<(), Public>> {

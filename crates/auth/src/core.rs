@@ -24,7 +24,10 @@ use net::{
     task::Group,
 };
 use rules::{Caller, Denied, RoleSet, access::CurrentUser, admission, lock};
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
 use store::{
     CommitError, Documents, Store,
     documents::{ReadError, WriteError},
@@ -58,6 +61,8 @@ pub(crate) struct Core {
     pub(crate) peers: peers::Lines,
     /// The right to make a backup for somebody: one at a time.
     pub(crate) backups: Arc<tokio::sync::Semaphore>,
+    /// The last preference that could be read.
+    pub(crate) preferred: Mutex<AuthPreference>,
     pub(crate) hasher: Hasher,
     pub(crate) gate: Gate,
     /// Joins: their own bounds, so that a flood of them costs no login.
@@ -217,7 +222,13 @@ impl Core {
 
     pub(crate) fn preference(&self) -> AuthPreference {
         let name = types::ResourceName::new(singleton::AUTH_PREFERENCE).ok();
-        name.and_then(|name| self.mirror.typed::<AuthPreference>(&name)).map(|resource| resource.spec).unwrap_or_default()
+        let stored = name.and_then(|name| self.mirror.typed::<AuthPreference>(&name)).map(|resource| resource.spec);
+        // One that a newer release wrote and this one cannot read leaves the last in force, not the defaults.
+        let mut last = self.preferred.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stored) = stored {
+            *last = stored;
+        }
+        last.clone()
     }
 
     /// The public authorities, as documents.

@@ -14,7 +14,7 @@ use crate::{
 use rules::{Denied, Verb, documents::decide_write, token::decide_invite};
 use std::time::Duration;
 use store::Key;
-use types::{EventKind, Extra, Public, Secret, SystemRole, UserName, document::Spec, kind::SecondFactor, kind::User};
+use types::{EventKind, Extra, Public, Secret, SystemRole, UserName, document::Spec, kind::User};
 use wire::api as pb;
 
 const DEFAULT_LIFE: Duration = Duration::from_secs(3600);
@@ -65,10 +65,11 @@ async fn find(call: &Call, secret: &str) -> Result<Held<Invite>, Fault> {
 pub(crate) async fn show(call: Call, ask: pb::GetInviteRequest) -> Result<pb::InviteReply, Fault> {
     call.only(SystemRole::Proxy, "show invitations")?;
     let held = find(&call, &ask.secret).await?;
-    let otp_url = match call.core.preference().second_factor {
-        SecondFactor::Off => String::new(),
-        SecondFactor::Otp => password::otp_url(&held.value.otp, &held.value.user, &call.core.cluster)
-            .ok_or_else(|| Fault::Internal("no link for an authenticator could be made".into()))?,
+    let otp_url = if call.core.preference().second_factor.asks_code() {
+        password::otp_url(&held.value.otp, &held.value.user, &call.core.cluster)
+            .ok_or_else(|| Fault::Internal("no link for an authenticator could be made".into()))?
+    } else {
+        String::new()
     };
     let expires = held.expires.map(|end| end.to_string()).unwrap_or_default();
     Ok(pb::InviteReply { user: held.value.user.to_string(), expires, otp_url })
@@ -88,7 +89,7 @@ pub(crate) async fn accept(call: Call, ask: pb::AcceptInviteRequest) -> Result<p
     let hash = core.hasher.hash(password).await?;
     let account_key = vault::account_key(&permit.user).map_err(VaultError::from)?;
     let old = core.vault.read::<Account>(&account_key).await?;
-    let otp = matches!(policy, SecondFactor::Otp).then(|| held.value.otp.clone());
+    let otp = policy.asks_code().then(|| held.value.otp.clone());
     let account = Account { password: hash, otp, last_otp_step: None, sources: Default::default(), extra: Extra::new() };
     let invite = key(&ask.secret)?;
     let batch = core
@@ -104,7 +105,7 @@ pub(crate) async fn accept(call: Call, ask: pb::AcceptInviteRequest) -> Result<p
         return Err(Denied::Invite { why: "it was used at the same moment" }.into());
     }
     let event = core.event(EventKind::PasswordChange).with("user", user.as_str()).with("addr.remote", shown(&ask.client_addr));
-    core.audit.record(event.with("second_factor", matches!(policy, SecondFactor::Otp))).await?;
+    core.audit.record(event.with("second_factor", policy.asks_code())).await?;
     Ok(pb::Empty {})
 }
 

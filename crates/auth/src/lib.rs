@@ -136,6 +136,7 @@ pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
         recordings: recordings::Recordings::new(&recordings, config.host_id),
         peers: recordings::peers::Lines::default(),
         backups: Arc::new(tokio::sync::Semaphore::new(1)),
+        preferred: Mutex::default(),
         hasher,
         gate: limits::Gate::logins(),
         joins: limits::Gate::joins(),

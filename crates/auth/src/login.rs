@@ -231,8 +231,5 @@ pub(crate) fn shown(text: &str) -> String {
 
 /// The step of a code shown to enrol a second factor; `None` when the policy asks for none.
 pub(crate) fn enrolment_step(policy: SecondFactor, secret: &str, code: &Secret, now: Time) -> Option<u64> {
-    match policy {
-        SecondFactor::Off => None,
-        SecondFactor::Otp => password::otp_step(secret, code, now),
-    }
+    policy.asks_code().then(|| password::otp_step(secret, code, now)).flatten()
 }

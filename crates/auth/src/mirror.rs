@@ -26,7 +26,7 @@ use table::{Read, Table};
 use tokio::sync::watch;
 use types::{
     ControlRecord, Document, Resource, ResourceName,
-    document::Spec,
+    document::{BadDocument, Spec},
     kind::{Lock, Member, User},
     role::Role,
 };
@@ -360,8 +360,13 @@ impl Mirror {
 
     /// All live documents of a kind that this release can read.
     pub(crate) fn all<S: Spec>(&self) -> Vec<Resource<S>> {
+        self.all_as(Resource::from_document)
+    }
+
+    fn all_as<S: Spec>(&self, as_one: impl Fn(Document) -> Result<Resource<S>, BadDocument>) -> Vec<Resource<S>> {
         let view = self.view(S::KIND, None, usize::MAX, usize::MAX, |_| true);
-        view.entries.iter().filter_map(|entry| Resource::from_document(entry.full()?).ok()).collect()
+        let read = |document| as_one(document).inspect_err(|error| tracing::warn!(%error, "a document is not heeded")).ok();
+        view.entries.iter().filter_map(|entry| read(entry.full()?)).collect()
     }
 
     pub(crate) fn typed<S: Spec>(&self, name: &ResourceName) -> Option<Resource<S>> {
@@ -379,7 +384,7 @@ impl Mirror {
     /// Every lock; `rules::lock` looks at the clock.
     pub(crate) fn locks(&self) -> Arc<Vec<Resource<Lock>>> {
         let mut held = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        held.get_or_insert_with(|| Arc::new(self.all())).clone()
+        held.get_or_insert_with(|| Arc::new(self.all_as(Lock::leniently))).clone()
     }
 
     pub(crate) fn members(&self) -> Vec<Resource<Member>> {

@@ -145,15 +145,12 @@ pub(crate) fn calling(core: &Core) -> Result<TlsIdentity, AuthError> {
 
 /// The cluster's authorities.
 pub(crate) fn trusted(core: &Core) -> Result<Authorities, TlsError> {
-    Authorities::new(core.cluster.clone(), &roots(&core.authorities.user_public)?, &roots(&core.authorities.host_public)?)
+    Authorities::new(core.cluster.clone(), &roots(&core.authorities.user_public), &roots(&core.authorities.host_public))
 }
 
-fn roots(authority: &CertAuthority) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let mut all = Vec::new();
-    for key in &authority.keys {
-        all.extend(tls::identity::certificates_from_pem(key.tls.as_bytes())?);
-    }
-    Ok(all)
+/// Its certificates; a key of a form that only a newer release knows is not trusted here.
+fn roots(authority: &CertAuthority) -> Vec<CertificateDer<'static>> {
+    authority.keys.iter().filter_map(|key| tls::identity::certificates_from_pem(key.tls.as_bytes()).ok()).flatten().collect()
 }
 
 #[derive(Clone)]

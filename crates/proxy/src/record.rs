@@ -153,7 +153,13 @@ async fn send_all(mut inbox: mpsc::Receiver<Entry>, api: Api, metrics: Arc<Metri
         }
         while !events.is_empty() {
             match api.emit_events(&events).await {
-                Ok(()) => events.clear(),
+                Ok(refused) => {
+                    for event in &refused {
+                        tracing::error!(why = event.why, "an audit event was refused");
+                    }
+                    metrics.events_lost.add(u64::try_from(refused.len()).unwrap_or(u64::MAX));
+                    events.clear();
+                }
                 // Auth is away: keep trying, unless we are to end.
                 Err(error) if away(&error) && !shutdown.is_stopping() => {
                     tracing::debug!(%error, waiting = events.len(), "audit events could not be sent yet");

@@ -248,8 +248,8 @@ fn judge(proven: Proven, account: &Account, policy: SecondFactor) -> Result<Opti
     }
     match policy {
         SecondFactor::Off => Ok(None),
-        SecondFactor::Otp if !account.has_otp => Err("no second factor is enrolled"),
-        SecondFactor::Otp => fresh_step(proven.otp.flatten(), account.last_otp_step).map(Some),
+        SecondFactor::Otp | SecondFactor::Newer if !account.has_otp => Err("no second factor is enrolled"),
+        SecondFactor::Otp | SecondFactor::Newer => fresh_step(proven.otp.flatten(), account.last_otp_step).map(Some),
     }
 }
 
@@ -275,7 +275,9 @@ pub fn enrolled(
     crate::token::decide_invite(invite_ends, now)?;
     let otp_step = match policy {
         SecondFactor::Off => None,
-        SecondFactor::Otp => Some(fresh_step(otp_step, None).map_err(|why| Denied::LoginFailed { user: user.to_string(), why })?),
+        SecondFactor::Otp | SecondFactor::Newer => {
+            Some(fresh_step(otp_step, None).map_err(|why| Denied::LoginFailed { user: user.to_string(), why })?)
+        }
     };
     Ok(Permit::grant(LoggedIn { user: user.clone(), second_factor: otp_step.is_some(), otp_step }))
 }

@@ -3,7 +3,11 @@
 //! A new kind is a struct here with `impl Spec`, and its row in `rules::access` for who may do what. Secrets never stand in
 //! these specs: password hashes, second factors and CA private keys live under internal keys that the API does not serve.
 
-use crate::{ClusterName, Extra, HostId, Labels, ResourceName, SystemRole, Time, Ttl, Version, document::Spec, identity::Traits};
+use crate::{
+    ClusterName, Document, Extra, HostId, Labels, Resource, ResourceName, SystemRole, Time, Ttl, Version,
+    document::{BadDocument, Spec},
+    identity::Traits,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -144,12 +148,16 @@ kind!(CertAuthority = "cert_authority");
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct CaKey {
     /// `ed25519` or `ecdsa-p256`.
+    #[serde(default)]
     pub algorithm: String,
-    /// One line in OpenSSH's public key format.
+    /// One line in OpenSSH's public key format; empty for a key that signs nothing for SSH.
+    #[serde(default)]
     pub ssh: String,
-    /// The self-signed CA certificate, PEM.
+    /// The self-signed CA certificate, PEM; empty for a key that signs nothing for TLS.
+    #[serde(default)]
     pub tls: String,
     /// `sha256:<hex of SPKI>`: what `--ca-pin` compares.
+    #[serde(default)]
     pub pin: String,
     /// Signs new certificates (one per algorithm), or is only trusted.
     #[serde(default)]
@@ -163,7 +171,7 @@ pub struct CaKey {
 pub struct AuthPreference {
     #[serde(default = "local", rename = "type")]
     pub auth_type: String,
-    /// `off` or `otp`.
+    /// `off` or `otp`; what a newer release has besides is read as `otp`.
     #[serde(default)]
     pub second_factor: SecondFactor,
     /// Life of a certificate when the client asks for none.
@@ -192,6 +200,22 @@ pub enum SecondFactor {
     Off,
     #[default]
     Otp,
+    /// Of a newer release. Never weaker than what is known here: a code is asked for.
+    #[serde(other)]
+    Newer,
+}
+
+impl SecondFactor {
+    /// As clients are told: `off` or `otp`.
+    pub fn as_str(self) -> &'static str {
+        if self.asks_code() { "otp" } else { "off" }
+    }
+    pub fn asks_code(self) -> bool {
+        match self {
+            Self::Off => false,
+            Self::Otp | Self::Newer => true,
+        }
+    }
 }
 
 /// Refuses whatever its target names, until it expires or is removed; ends running sessions too.
@@ -205,6 +229,25 @@ pub struct Lock {
     pub extra: Extra,
 }
 kind!(Lock = "lock");
+
+impl Lock {
+    /// Reads a lock, if need be only as far as this release can: what it cannot read of a target is left aside, so that the lock bites wider and
+    /// never not at all. The error is of one whose target names nothing that is known here.
+    pub fn leniently(document: Document) -> Result<Resource<Self>, BadDocument> {
+        let strict = match Resource::from_document(document.clone()) {
+            Ok(lock) => return Ok(lock),
+            Err(error) => error,
+        };
+        let text = |field: &str| document.spec.get("target")?.get(field)?.as_str().map(str::to_owned);
+        let node = text("node").and_then(|node| node.parse().ok());
+        let target = LockTarget { user: text("user"), role: text("role"), login: text("login"), node, extra: Extra::new() };
+        if target == LockTarget::default() {
+            return Err(strict);
+        }
+        let message = document.spec.get("message").and_then(|message| message.as_str()).unwrap_or_default().to_owned();
+        Ok(Resource { metadata: document.metadata, spec: Self { target, message, extra: Extra::new() }, extra: document.extra })
+    }
+}
 
 /// Every field given must match for the lock to bite; a lock without any field matches nothing.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -289,5 +332,46 @@ pub fn canonical_kind(typed: &str) -> String {
     match KINDS.iter().find(|(kind, _)| *kind == lower || *kind == singular) {
         Some((kind, _)) => (*kind).into(),
         None => lower,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn document(kind: &str, version: &str, spec: Value) -> Document {
+        let json = json!({"kind": kind, "version": version, "metadata": {"name": "x"}, "spec": spec});
+        Document::from_json(json.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_lock_of_a_newer_release_bites_as_far_as_it_can_be_read() {
+        let check = |version: &str, target: Value, want: Option<LockTarget>| {
+            let read = Lock::leniently(document("lock", version, json!({"target": target, "message": "incident"})));
+            assert_eq!(read.ok().map(|lock| lock.spec.target), want, "{target}");
+        };
+        let bob = || LockTarget { user: Some("bob".into()), ..LockTarget::default() };
+        check("v1", json!({"user": "bob"}), Some(bob()));
+        check("v1", json!({"user": "bob", "login": ["root"]}), Some(bob()));
+        check("v2", json!({"user": "bob", "node": {"id": 7}}), Some(bob()));
+        check("v2", json!({"devices": ["x"]}), None);
+        check("v2", json!(5), None);
+    }
+
+    #[test]
+    fn an_authority_with_a_key_of_a_newer_form_keeps_its_others() {
+        let keys = json!([{"algorithm": "ed25519", "ssh": "k", "tls": "c", "pin": "p"}, {"algorithm": "ml-dsa", "pq": "k"}]);
+        let spec = json!({"cluster": "demo", "type": "user", "keys": keys});
+        let authority = Resource::<CertAuthority>::from_document(document("cert_authority", "v1", spec.clone())).unwrap();
+        assert_eq!((authority.spec.keys[0].ssh.as_str(), authority.spec.keys[1].ssh.as_str()), ("k", ""));
+        assert_eq!(authority.spec.keys[1].extra["pq"], "k");
+    }
+
+    #[test]
+    fn a_second_factor_of_a_newer_release_still_asks_for_a_code() {
+        let spec = json!({"second_factor": "webauthn", "default_session_ttl": "1h"});
+        let preference = Resource::<AuthPreference>::from_document(document("cluster_auth_preference", "v1", spec)).unwrap().spec;
+        assert_eq!((preference.second_factor.as_str(), preference.default_session_ttl), ("otp", Ttl::hours(1)));
     }
 }

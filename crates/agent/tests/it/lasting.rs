@@ -145,6 +145,9 @@ async fn a_killed_agents_recording_is_delivered_by_the_next_and_its_end_reported
     let mut torn = bytes.clone();
     torn.extend_from_slice(&[0, 0, 0]);
     std::fs::write(dead.path().join(live.file_name().unwrap()), torn).unwrap();
+    // One whose process was killed before the session began.
+    let unbegun = dead.path().join(format!("{}.rec", uuid::Uuid::nil()));
+    std::fs::write(&unbegun, &bytes[..20]).unwrap();
     let (audit, mut events) = agent::events::Audit::new();
     let reports = Arc::new(Reports::default());
     let delivery = spool.deliver(reports.clone(), audit, net::backoff::Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1));
@@ -162,6 +165,7 @@ async fn a_killed_agents_recording_is_delivered_by_the_next_and_its_end_reported
     let delivered = reports.recordings.lock().unwrap();
     assert_eq!((delivered.len(), delivered[0].0.session.to_string()), (1, event.text("sid").to_owned()));
     assert_eq!(read_recording(&delivered[0].1).len(), read_recording(&bytes).len());
+    assert!(!unbegun.exists() && std::fs::read_dir(dead.path().join("unreadable")).unwrap().next().is_none());
     // The one that runs is left alone.
     assert!(live.exists());
 }

@@ -32,6 +32,7 @@ use types::{
     kind::{CaKey, CertAuthority, Recording, User},
     role::{Conditions, OneOrMany, Options, Role},
 };
+use wire::api::RefusedEvent;
 
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
@@ -55,9 +56,9 @@ pub(crate) struct Reports {
     pub(crate) recordings: Mutex<Vec<(Recording, Vec<u8>)>>,
 }
 impl Upstream for Reports {
-    fn events(&self, events: Vec<Event>) -> BoxFuture<'_, Result<(), Public>> {
+    fn events(&self, events: Vec<Event>) -> BoxFuture<'_, Result<Vec<RefusedEvent>, Public>> {
         self.events.lock().unwrap().extend(events);
-        Box::pin(async { Ok(()) })
+        Box::pin(async { Ok(Vec::new()) })
     }
     fn recording(&self, about: Recording, file: PathBuf) -> BoxFuture<'_, Result<(), Public>> {
         let bytes = std::fs::read(file).unwrap();

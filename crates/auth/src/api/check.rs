@@ -12,7 +12,7 @@ use rules::{
 use types::{
     Code, Document, Metadata, Public, Resource, ResourceName, UserName,
     document::Spec,
-    kind::{AuthPreference, CertAuthority, ClusterInfo, KINDS, Lock, Member, Node, Token, User},
+    kind::{AuthPreference, CertAuthority, ClusterInfo, KINDS, Lock, Member, Node, SecondFactor, Token, User},
     label::check_label,
     role::Role,
 };
@@ -168,6 +168,9 @@ fn preference(document: &Document) -> Result<(), Fault> {
     let preference = readable::<AuthPreference>(document)?.spec;
     if preference.auth_type != "local" {
         return Err(malformed(format!("type \"{}\" is not known; there is \"local\"", shown(&preference.auth_type))));
+    }
+    if preference.second_factor == SecondFactor::Newer {
+        return Err(malformed("second_factor is none that this release knows; there are \"off\" and \"otp\""));
     }
     if preference.default_session_ttl < rules::issue::MIN_TTL {
         return Err(malformed(format!("default_session_ttl is shorter than {}", rules::issue::MIN_TTL)));

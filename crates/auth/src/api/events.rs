@@ -26,7 +26,8 @@ const MAX_EVENTS: usize = 1000;
 /// A reader that takes nothing for so long has gone.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(crate) async fn emit(call: Call, ask: pb::EmitEventsRequest) -> Result<pb::Empty, Fault> {
+/// Takes what a member saw. An event that can never be taken is named in the answer, and keeps none of the others out.
+pub(crate) async fn emit(call: Call, ask: pb::EmitEventsRequest) -> Result<pb::EmitEventsReply, Fault> {
     let caller = call.caller()?;
     let rules::Caller::Host(host) = caller else {
         return Err(rules::Denied::NotAllowed { who: call.name(), what: "write events".into() }.into());
@@ -38,26 +39,38 @@ pub(crate) async fn emit(call: Call, ask: pb::EmitEventsRequest) -> Result<pb::E
     if ask.events.len() > MAX_EVENTS {
         return Err(malformed(format!("more than {MAX_EVENTS} events in one call")));
     }
-    let mut events = Vec::with_capacity(ask.events.len());
-    for bytes in &ask.events {
-        let event: Event = serde_json::from_slice(bytes).map_err(|error| malformed(format!("an event cannot be read: {error}")))?;
-        if event.event.len() > 64 || event.code.len() > 16 {
-            return Err(malformed("an event's name or code is too long"));
+    let (mut events, mut refused) = (Vec::with_capacity(ask.events.len()), Vec::new());
+    for (index, bytes) in (0..).zip(&ask.events) {
+        match acceptable(bytes, &permit.name) {
+            Ok(event) => {
+                let event = event.with("server_id", permit.name.as_str()).with("cluster_name", call.core.cluster.as_str());
+                let named = event.fields.contains_key("server_hostname");
+                events.push(if named { event } else { event.with("server_hostname", host.name.as_str()) });
+            }
+            Err(why) => {
+                tracing::warn!(host = %host.id, why, "an event was refused");
+                refused.push(pb::RefusedEvent { index, why });
+            }
         }
-        if EventKind::ALL.iter().any(|kind| (kind.name() == event.event || kind.code() == event.code) && only_ours(*kind)) {
-            let what = format!("write \"{}\" events", event.event);
-            return Err(rules::Denied::NotAllowed { who: call.name(), what }.into());
-        }
-        let said = event.text("server_id");
-        if !said.is_empty() && said != permit.name.as_str() {
-            return Err(rules::Denied::NotAllowed { who: call.name(), what: "write events of another host".into() }.into());
-        }
-        let event = event.with("server_id", permit.name.as_str()).with("cluster_name", call.core.cluster.as_str());
-        let named = event.fields.contains_key("server_hostname");
-        events.push(if named { event } else { event.with("server_hostname", host.name.as_str()) });
     }
     call.core.audit.record_all(events).await?;
-    Ok(pb::Empty {})
+    Ok(pb::EmitEventsReply { refused })
+}
+
+/// An event that this host may report.
+fn acceptable(bytes: &[u8], host: &ResourceName) -> Result<Event, String> {
+    let event: Event = serde_json::from_slice(bytes).map_err(|error| format!("the event cannot be read: {error}"))?;
+    if event.event.len() > 64 || event.code.len() > 16 {
+        return Err("the event's name or code is too long".into());
+    }
+    if EventKind::ALL.iter().any(|kind| (kind.name() == event.event || kind.code() == event.code) && only_ours(*kind)) {
+        return Err(format!("\"{}\" events are written by the Auth Service alone", event.event));
+    }
+    let said = event.text("server_id");
+    if !said.is_empty() && said != host.as_str() {
+        return Err("the event is of another host".into());
+    }
+    Ok(event)
 }
 
 /// Events that nobody else may claim to have seen.

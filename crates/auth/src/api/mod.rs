@@ -88,16 +88,12 @@ async fn ping(call: Call, _ask: pb::PingRequest) -> Result<pb::PingReply, Fault>
     let core = &call.core;
     let control = core.mirror.control();
     let level = control.as_ref().as_ref().map(|record| format!("{}.{}", record.cluster_version.major, record.cluster_version.step));
-    let second_factor = match core.preference().second_factor {
-        types::kind::SecondFactor::Off => "off",
-        types::kind::SecondFactor::Otp => "otp",
-    };
     Ok(pb::PingReply {
         cluster_name: core.cluster.to_string(),
         server_version: core.version.to_string(),
         min_client_version: core.version.oldest_client().to_string(),
         cluster_id: core.cluster_id.to_string(),
-        second_factor: second_factor.into(),
+        second_factor: core.preference().second_factor.as_str().into(),
         ca_pins: core.authorities.pins(),
         cluster_version: level.unwrap_or_default(),
     })
@@ -191,7 +187,7 @@ impl auth_server::Auth for Service {
     async fn report_quarantine(&self, request: Request<pb::ReportQuarantineRequest>) -> Answer<pb::ReportQuarantineReply> {
         self.answer("ReportQuarantine", request, DEADLINE, quarantine::report).await
     }
-    async fn emit_events(&self, request: Request<pb::EmitEventsRequest>) -> Answer<pb::Empty> {
+    async fn emit_events(&self, request: Request<pb::EmitEventsRequest>) -> Answer<pb::EmitEventsReply> {
         self.answer("EmitEvents", request, DEADLINE, events::emit).await
     }
     async fn search_events(&self, request: Request<pb::SearchEventsRequest>) -> Answer<pb::SearchEventsReply> {

@@ -2,7 +2,7 @@
 //!
 //! Every Auth Service with a schedule runs this; of several on one store exactly one makes each backup (`turn`). The one that made the last
 //! makes the next, so that files gather in one place; the others wait a little longer, and take over when it does not. A backup counts
-//! once it was read again from where it lies; only then are the oldest removed, and only files of our naming. One that
+//! once it was read again from where it lies; only then are the oldest removed, and only those that this cluster made. One that
 //! fails is tried again soon, shows on the health board (row `backup`) and in the metrics, and removes nothing. A fault here does not
 //! take the Auth Service out of service: the board says `attention`.
 
@@ -19,6 +19,7 @@ use crate::{
 use backup::{Protection, Recipient, Trust, Written};
 use net::health::Health;
 use std::{
+    collections::BTreeSet,
     io::Read,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -44,6 +45,8 @@ const TICK: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(20);
 /// How much longer those wait who did not make the last one.
 const GRACE: Duration = Duration::from_secs(30);
+/// Names of backups kept in mind at least, seen or not.
+const UNSEEN: usize = 100;
 /// Between two looks while another is making one.
 const WAIT: Duration = Duration::from_secs(5);
 
@@ -214,7 +217,9 @@ async fn once(core: &Arc<Core>, schedule: &Schedule, turn: &mut Turn, now: Time)
     let dead = turn.state().running;
     if let Some(dead) = &dead {
         tracing::warn!(name = dead.name, by = %dead.by, "a backup was begun and never ended: its rest is removed");
-        place.clear(&dead.name, &dead.upload).await?;
+        if let Err(error) = place.clear(&dead.name, &dead.upload).await {
+            tracing::warn!(%error, name = dead.name, "the rest of it could not be removed; do that by hand");
+        }
     }
     let name = name_of(core.cluster.as_str(), now);
     let last = match write(core, schedule, &place, turn, &name, now).await {
@@ -236,7 +241,7 @@ async fn once(core: &Arc<Core>, schedule: &Schedule, turn: &mut Turn, now: Time)
         remove(&place, &dead.name).await;
     }
     count(&core.metrics.backups);
-    if let Err(error) = prune(&place, core.cluster.as_str(), schedule.keep, &last.name).await {
+    if let Err(error) = prune(&place, core.cluster.as_str(), schedule.keep, turn).await {
         tracing::warn!(%error, "an old backup could not be removed");
     }
     Ok(last)
@@ -279,40 +284,53 @@ async fn prove(source: Box<dyn Read + Send>, written: &Written) -> Result<(), Fa
     if checked.digest == digest { Ok(()) } else { Err(Failed::Core("what lies there is another backup".into())) }
 }
 
-/// Removes the oldest beyond `keep`; never the one that was just made.
-async fn prune(place: &Opened, cluster: &str, keep: usize, made: &str) -> Result<(), PlaceError> {
-    let all = place.list(Some(cluster)).await?;
-    let surplus = all.len().saturating_sub(keep.max(1));
-    for old in all.iter().take(surplus).filter(|found| found.name != made) {
-        place.remove(&old.name).await?;
+/// Removes the oldest beyond `keep` of those that this cluster made; never the one that was just made.
+async fn prune(place: &Opened, cluster: &str, keep: usize, turn: &mut Turn) -> Result<(), Failed> {
+    let there = place.list(Some(cluster)).await?.into_iter().map(|found| found.name).collect();
+    let (kept, surplus) = sorted_out(turn.state().kept, &there, keep);
+    for name in &surplus {
+        place.remove(name).await?;
     }
+    // Another has written meanwhile and sorts out himself.
+    let _another_does = turn.keep(kept).await?;
     Ok(())
+}
+
+/// Which of those that were made are still known of, and which go now. What cannot be seen here may lie in the directory of another Auth
+/// Service, and is forgotten only when very many are.
+fn sorted_out(made: Vec<String>, there: &BTreeSet<String>, keep: usize) -> (Vec<String>, Vec<String>) {
+    let seen = made.iter().filter(|name| there.contains(*name)).count();
+    let mut surplus = seen.saturating_sub(keep.max(1));
+    let (gone, mut known): (Vec<String>, Vec<String>) = made.into_iter().partition(|name| {
+        let goes = surplus > 0 && there.contains(name);
+        surplus -= usize::from(goes);
+        goes
+    });
+    known.drain(..known.len().saturating_sub(keep.max(UNSEEN)));
+    (known, gone)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
+    use types::NodeName;
 
-    #[tokio::test]
-    async fn only_files_of_this_cluster_and_form_are_counted_and_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let place = Opened::new(&Place::Dir(dir.path().to_owned())).await.unwrap();
-        let times: Vec<Time> = (0..5).map(|day| Time::from_unix(1_800_000_000 + day * 86_400)).collect();
-        for time in &times {
-            fs::write(dir.path().join(name_of("demo", *time)), "x").unwrap();
-        }
-        let others =
-            ["demo-notes.lgbackup".to_owned(), name_of("demo2", times[0]), "demo-20270115T080000Z.txt".into(), name_of("other", times[0])];
-        for name in &others {
-            fs::write(dir.path().join(name), "x").unwrap();
-        }
-        let left = async || place.list(Some("demo")).await.unwrap().into_iter().map(|found| found.made).collect::<Vec<_>>();
-        prune(&place, "demo", 2, &name_of("demo", times[4])).await.unwrap();
-        assert_eq!(left().await, times[3..]);
-        assert!(others.iter().all(|name| dir.path().join(name).exists()));
-        prune(&place, "demo", 0, &name_of("demo", times[4])).await.unwrap();
-        assert_eq!(left().await, times[4..], "the newest always stays");
+    #[test]
+    fn only_what_this_cluster_made_is_removed_and_the_newest_stays() {
+        let names = |days: &[u64]| -> Vec<String> { days.iter().map(|day| format!("demo-{day}")).collect() };
+        let check = |made: &[u64], there: &[u64], keep: usize, kept: &[u64], gone: &[u64]| {
+            let there = names(there).into_iter().collect();
+            assert_eq!(sorted_out(names(made), &there, keep), (names(kept), names(gone)));
+        };
+        check(&[1, 2, 3], &[1, 2, 3], 2, &[2, 3], &[1]);
+        check(&[1, 2, 3], &[1, 2, 3], 0, &[3], &[1, 2]);
+        check(&[1, 2], &[1, 2], 7, &[1, 2], &[]);
+        // Of the cluster that this one is a copy of.
+        check(&[8, 9], &[1, 2, 3, 8, 9], 2, &[8, 9], &[]);
+        // Those of another Auth Service, in a directory of its own.
+        check(&[1, 2, 3, 4, 5], &[3, 4, 5], 2, &[1, 2, 4, 5], &[3]);
+        let many: Vec<u64> = (0..150).collect();
+        check(&many, &many[149..], 2, &many[50..], &[]);
     }
 
     #[test]
@@ -338,5 +356,4 @@ mod tests {
         check(Some(last(other)), 3600, Some(3630));
         check(Some(last(other)), 60, Some(66));
     }
-    use types::NodeName;
 }

@@ -61,6 +61,10 @@ pub(super) struct State {
     pub(super) last: Option<Last>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) running: Option<Running>,
+    /// Names of those that this cluster made and has not removed, oldest first: others in the same place are not its own to remove. A
+    /// cluster that was restored begins anew, so a copy of one never removes the backups of the other.
+    #[serde(default)]
+    pub(super) kept: Vec<String>,
     #[serde(flatten)]
     pub(super) extra: Extra,
 }
@@ -126,8 +130,14 @@ impl Turn {
 
     /// Makes a backup count. False: it does not, another does.
     pub(super) async fn done(&mut self, last: Last) -> Result<bool, VaultError> {
-        let state = State { last: Some(last), running: None, ..self.state() };
-        self.write(state).await
+        let mut state = self.state();
+        state.kept.push(last.name.clone());
+        self.write(State { last: Some(last), running: None, ..state }).await
+    }
+
+    /// Notes which of those made are still there.
+    pub(super) async fn keep(&mut self, kept: Vec<String>) -> Result<bool, VaultError> {
+        self.write(State { kept, ..self.state() }).await
     }
 
     /// What was begun has come to nothing, and nothing of it is left.

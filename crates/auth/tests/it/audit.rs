@@ -26,10 +26,15 @@ async fn a_member_reports_for_itself_only_and_never_what_only_auth_can_know() {
     let seen = events(&cluster, "session.start").await;
     assert_eq!((seen.len(), seen[0].text("server_id"), seen[0].text("server_hostname")), (1, host_id(11).to_string().as_str(), "node11"));
     let other = event(EventKind::SessionEnd, 2).with("server_id", host_id(12).to_string());
-    assert!(error(node.emit_events(emit(&[other])).await).is(Code::AccessDenied));
-    for kind in [EventKind::Login, EventKind::CertCreate, EventKind::ResourceDelete, EventKind::UserLocked, EventKind::Join] {
-        assert!(error(node.emit_events(emit(&[event(kind, 3)])).await).is(Code::AccessDenied), "{kind:?}");
-    }
+    let ours = [EventKind::Login, EventKind::CertCreate, EventKind::ResourceDelete, EventKind::UserLocked, EventKind::Join];
+    let mut mixed = vec![event(EventKind::Exec, 5), other];
+    mixed.extend(ours.map(|kind| event(kind, 3)));
+    mixed.push(event(EventKind::Exec, 6));
+    let before = events(&cluster, "user.login").await.len();
+    let refused = node.emit_events(emit(&mixed)).await.unwrap().into_inner().refused;
+    assert_eq!(refused.iter().map(|event| event.index).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6], "{refused:?}");
+    assert_eq!((events(&cluster, "user.login").await.len(), events(&cluster, "session.end").await.len()), (before, 0));
+    assert_eq!(events(&cluster, "exec").await.len(), 2, "what comes with refused ones is taken");
     // An event of a newer release is kept as it is.
     let newer: Event = serde_json::from_value(serde_json::json!({"event": "session.teleported", "code": "L9999I", "time": "2027-01-15T08:00:00Z", "uid": uuid::Uuid::from_u128(4), "x": {"y": 1}})).unwrap();
     node.emit_events(emit(&[newer])).await.unwrap();

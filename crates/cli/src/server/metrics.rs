@@ -10,6 +10,7 @@ use std::{fmt::Write as _, sync::Arc};
 pub(super) struct Sources {
     pub(super) auth: Option<Arc<auth::metrics::Metrics>>,
     pub(super) proxy: Option<Arc<proxy::Metrics>>,
+    pub(super) agent: Option<Arc<agent::Metrics>>,
 }
 
 /// The sources of a process that is still starting.
@@ -26,6 +27,9 @@ impl Sources {
         for level in self.auth.iter().flat_map(|metrics| metrics.levels()) {
             line(&mut out, level.name, Some((level.label.0, level.label.1.as_str())), level.value, true);
         }
+        for (name, value) in self.agent.iter().flat_map(|metrics| metrics.samples()) {
+            line(&mut out, name, None, value, false);
+        }
         for sample in self.proxy.iter().flat_map(|metrics| metrics.samples()) {
             line(&mut out, sample.name, sample.label.as_ref().map(|(key, value)| (*key, value.as_str())), sample.value, sample.gauge);
         }
@@ -40,6 +44,12 @@ fn of_auth(name: &str) -> (String, &'static str) {
 
 /// Every other number: name, type, meaning.
 const NAMES: &[(&str, &str, &str)] = &[
+    ("lockgate_agent_events_lost_total", "counter", "audit events of this host that found no place on its disk or could not be read back"),
+    (
+        "lockgate_agent_events_refused_total",
+        "counter",
+        "audit events of this host that the Auth Service will never take; they lie in its spool",
+    ),
     ("lockgate_audit_backlog_age_seconds", "gauge", "age of the oldest audit event that a sink has not taken, by sink"),
     ("lockgate_audit_backlog_events", "gauge", "audit events that a sink has not taken yet, by sink"),
     ("lockgate_auth_members", "gauge", "members by state; only `quarantined` is counted"),
@@ -96,7 +106,7 @@ mod tests {
     fn every_name_that_is_served_is_told_in_the_reference_with_its_type() {
         let told: BTreeSet<String> = names().into_iter().map(|(name, kind, _)| format!("{name} {kind}")).collect();
         assert_eq!(told.len(), names().len(), "names are unique");
-        let text = Sources { auth: Some(Arc::default()), proxy: Some(Arc::default()) }.render();
+        let text = Sources { auth: Some(Arc::default()), proxy: Some(Arc::default()), agent: Some(Arc::default()) }.render();
         let served = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         assert!(served.clone().count() > 20, "{text}");
         for name in served {

@@ -386,6 +386,7 @@ async fn start_agent(
     };
     let agent =
         agent::Agent::build(config, world).map_err(|error| Public::new(Code::Config, format!("the SSH Service could not {error}")))?;
+    process.metrics.store(metrics::Sources { agent: Some(agent.metrics()), ..(*process.metrics.load()).clone() });
     let port = agent.local_addr().map(|addr| addr.port());
     match port {
         Some(port) => tracing::info!(port, "the SSH Service listens"),

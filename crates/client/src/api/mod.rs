@@ -428,11 +428,11 @@ impl Api {
         self.call(READ_DEADLINE, |mut client| async move { client.ping(pb::PingRequest {}).await }).await
     }
 
-    /// Hands audit events over; repeated ones are recognised by their uid.
-    pub async fn emit_events(&self, events: &[types::Event]) -> Result<(), Public> {
+    /// Hands audit events over; repeated ones are recognised by their uid. Returns those that will never be taken, by their place.
+    pub async fn emit_events(&self, events: &[types::Event]) -> Result<Vec<pb::RefusedEvent>, Public> {
         let bytes = |event| serde_json::to_vec(event).map(Into::into).map_err(|error| Public::new(Code::Malformed, error.to_string()));
         let request = pb::EmitEventsRequest { events: events.iter().map(bytes).collect::<Result<_, _>>()? };
-        self.call(WRITE_DEADLINE, |mut client| async move { client.emit_events(request).await }).await.map(|_| ())
+        self.call(WRITE_DEADLINE, |mut client| async move { client.emit_events(request).await }).await.map(|reply| reply.refused)
     }
 
     /// Checks the audit log's hash chain; reads all of it.

@@ -8,7 +8,7 @@ use crate::trust::ClusterTrust;
 use std::{collections::BTreeMap, sync::Arc};
 use types::{
     ClusterName, Document, Metadata, Resource, ResourceName,
-    document::Spec,
+    document::{BadDocument, Spec},
     kind::{AuthPreference, CertAuthority, ClusterInfo, Lock, Member, Node, User, singleton},
     role::Role,
 };
@@ -92,8 +92,10 @@ impl Tables {
                     let (kind, name) = (document.kind.clone(), document.metadata.name.clone());
                     if let Stored::No = self.put(document) {
                         unreadable = unreadable.saturating_add(1);
-                        // What we had is no longer true, and what is true we cannot read.
-                        self.delete(&kind, &name);
+                        // What we had is no longer true, and what is true we cannot read. A lock stays: better one too many.
+                        if kind != Lock::KIND {
+                            self.delete(&kind, &name);
+                        }
                     }
                     kind
                 }
@@ -125,10 +127,12 @@ impl Tables {
 
     fn put(&mut self, document: Document) -> Stored {
         fn insert<S: Spec>(table: &mut Table<Resource<S>>, document: Document) -> Stored {
-            let name = document.metadata.name.clone();
-            match Resource::<S>::from_document(document) {
+            keep(table, Resource::from_document(document))
+        }
+        fn keep<S: Spec>(table: &mut Table<Resource<S>>, read: Result<Resource<S>, BadDocument>) -> Stored {
+            match read {
                 Ok(resource) => {
-                    Arc::make_mut(table).insert(name, Arc::new(resource));
+                    Arc::make_mut(table).insert(resource.name().clone(), Arc::new(resource));
                     Stored::Yes
                 }
                 Err(error) => {
@@ -146,7 +150,7 @@ impl Tables {
             Node::KIND => insert(&mut self.nodes, document),
             Member::KIND => insert(&mut self.members, document),
             CertAuthority::KIND => insert(&mut self.authorities, document),
-            Lock::KIND => insert(&mut self.locks, document),
+            Lock::KIND => keep(&mut self.locks, Lock::leniently(document)),
             AuthPreference::KIND => match Resource::from_document(document) {
                 Ok(preference) => {
                     self.preference = Arc::new(preference);

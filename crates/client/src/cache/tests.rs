@@ -208,6 +208,16 @@ fn a_user_that_becomes_unreadable_is_no_longer_believed() {
 }
 
 #[test]
+fn a_lock_that_becomes_unreadable_still_locks() {
+    let cache = Cache::empty(ClusterName::new("demo").unwrap());
+    cache.put([lock("incident")]);
+    cache.put([raw("lock", "incident", r#"{"target":{"devices":["x"]}}"#)]);
+    assert_eq!(cache.locks().len(), 1, "a target of which nothing can be read leaves the last one in force");
+    cache.put([raw("lock", "other", r#"{"target":{"user":"eve","login":7}}"#)]);
+    assert_eq!(cache.locks().len(), 2);
+}
+
+#[test]
 fn a_snapshot_holds_still_and_nodes_are_found_by_name_and_id() {
     let cache = Cache::empty(ClusterName::new("demo").unwrap());
     let node = |number: u128, hostname: &str| {

@@ -417,9 +417,9 @@ impl Auth for Served {
     async fn create_token(&self, _: Request<pb::CreateTokenRequest>) -> Result<Response<pb::CreateTokenReply>, Status> {
         unserved()
     }
-    async fn emit_events(&self, _: Request<pb::EmitEventsRequest>) -> Result<Response<pb::Empty>, Status> {
+    async fn emit_events(&self, _: Request<pb::EmitEventsRequest>) -> Result<Response<pb::EmitEventsReply>, Status> {
         self.fake()?;
-        Ok(Response::new(pb::Empty {}))
+        Ok(Response::new(pb::EmitEventsReply::default()))
     }
     async fn create_backup(&self, _: Request<pb::CreateBackupRequest>) -> Result<Response<Self::CreateBackupStream>, Status> {
         unserved()

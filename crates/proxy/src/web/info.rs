@@ -11,7 +11,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
-use types::{Code, Public, kind::SecondFactor};
+use types::{Code, Public};
 
 /// `GET /webapi/find`: as `ping`, for programs of members and for first contact.
 pub(super) async fn find(State(shared): State<Arc<Shared>>) -> Json<Value> {
@@ -41,13 +41,9 @@ pub(super) async fn ping_connector(State(shared): State<Arc<Shared>>, Path(conne
 fn describe(shared: &Shared) -> Value {
     let credentials = shared.credentials.borrow().clone();
     let preference = shared.cache.auth_preference().spec.clone();
-    let second_factor = match preference.second_factor {
-        SecondFactor::Off => "off",
-        SecondFactor::Otp => "otp",
-    };
     let first = |list: &[String]| list.first().cloned().unwrap_or_default();
     let mut all = json!({
-        "auth": { "type": preference.auth_type, "second_factor": second_factor, "local": { "name": "local" } },
+        "auth": { "type": preference.auth_type, "second_factor": preference.second_factor.as_str(), "local": { "name": "local" } },
         "proxy": {
             "ssh": {
                 "listen_addr": shared.ssh_addr.map(|addr| addr.to_string()).unwrap_or_default(),

@@ -119,10 +119,10 @@ impl Auth for FakeAuth {
             _ => Err(refuse(Code::InviteInvalid, "the invitation is unknown, used or expired")),
         }
     }
-    async fn emit_events(&self, request: Request<pb::EmitEventsRequest>) -> Result<Response<pb::Empty>, Status> {
+    async fn emit_events(&self, request: Request<pb::EmitEventsRequest>) -> Result<Response<pb::EmitEventsReply>, Status> {
         let fresh = request.into_inner().events;
         self.0.events.send_modify(|events| events.extend(fresh.iter().map(|bytes| serde_json::from_slice::<Event>(bytes).unwrap())));
-        Ok(Response::new(pb::Empty {}))
+        Ok(Response::new(pb::EmitEventsReply::default()))
     }
 
     async fn ping(&self, _: Request<pb::PingRequest>) -> Result<Response<pb::PingReply>, Status> {

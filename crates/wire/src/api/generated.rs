@@ -374,6 +374,20 @@ pub struct EmitEventsRequest {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub events: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
+/// All others are in the log. One that is refused would be refused again.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EmitEventsReply {
+    #[prost(message, repeated, tag = "1")]
+    pub refused: ::prost::alloc::vec::Vec<RefusedEvent>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RefusedEvent {
+    /// Its place in the request, from 0.
+    #[prost(uint32, tag = "1")]
+    pub index: u32,
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SearchEventsRequest {
     #[prost(string, tag = "1")]
@@ -1054,7 +1068,7 @@ pub mod auth_client {
         pub async fn emit_events(
             &mut self,
             request: impl tonic::IntoRequest<super::EmitEventsRequest>,
-        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+        ) -> std::result::Result<tonic::Response<super::EmitEventsReply>, tonic::Status> {
             self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/EmitEvents");
@@ -1288,7 +1302,7 @@ pub mod auth_server {
         async fn emit_events(
             &self,
             request: tonic::Request<super::EmitEventsRequest>,
-        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        ) -> std::result::Result<tonic::Response<super::EmitEventsReply>, tonic::Status>;
         async fn search_events(
             &self,
             request: tonic::Request<super::SearchEventsRequest>,
@@ -2140,7 +2154,7 @@ pub mod auth_server {
                     #[allow(non_camel_case_types)]
                     struct EmitEventsSvc<T: Auth>(pub Arc<T>);
                     impl<T: Auth> tonic::server::UnaryService<super::EmitEventsRequest> for EmitEventsSvc<T> {
-                        type Response = super::Empty;
+                        type Response = super::EmitEventsReply;
                         type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
                         fn call(&mut self, request: tonic::Request<super::EmitEventsRequest>) -> Self::Future {
                             let inner = Arc::clone(&self.0);
