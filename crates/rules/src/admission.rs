@@ -176,6 +176,21 @@ mod tests {
     }
 
     #[test]
+    fn a_role_of_a_later_release_is_judged_as_an_agent() {
+        let app = || SystemRole::Other("app".into());
+        assert_eq!(judge(app(), "7.0.0", false, true), Ok(Admission::Inside));
+        let refused = judge(app(), "6.0.0", false, true).unwrap_err();
+        assert!(refused.is(Code::VersionWindow));
+        assert_eq!(refused.message, "app 6.0.0 is not admitted: the cluster takes majors 7 to 8 in this role");
+        assert!(judge(app(), "9.0.0", false, true).is_err_and(|public| public.is(Code::VersionWindow)));
+        let roles = BTreeSet::from([app()]);
+        let (version, mut closed) = ("7.0.0".parse().ok(), control(true));
+        closed.windows.insert("draining".into(), Window::new(8, 8));
+        let drains = Applicant { roles: &roles, version: version.as_ref(), skips_version_check: false, draining: true };
+        assert!(admit(&closed, &drains).is_err(), "what drains falls under draining");
+    }
+
+    #[test]
     fn a_role_without_a_window_is_closed() {
         let mut control = control(true);
         control.windows.remove("agent");

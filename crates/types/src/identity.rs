@@ -10,7 +10,7 @@ use std::{
     net::IpAddr,
 };
 
-/// What a process is in the cluster. Stored as text; a role of a newer release is kept and grants nothing.
+/// What a process is in the cluster. Stored as text; a role of a newer release is kept, grants nothing, and is held to the window of agents.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SystemRole {
@@ -46,14 +46,15 @@ impl SystemRole {
         }
     }
     /// The admission window in the control record that a process of this role falls under; `draining` when it serves its
-    /// last sessions. `None` for what is no member, or is not known here.
+    /// last sessions. `None` for what is no member. A role of a later release is judged as an agent: roles that come are
+    /// resource services, and one that no window held would be a client of any age, which no rule over windows could see.
     pub fn window(&self, draining: bool) -> Option<&'static str> {
         match self {
             Self::Auth => Some("auth"),
-            Self::Proxy | Self::Node | Self::Db if draining => Some("draining"),
+            Self::Proxy | Self::Node | Self::Db | Self::Other(_) if draining => Some("draining"),
             Self::Proxy => Some("proxy"),
-            Self::Node | Self::Db => Some("agent"),
-            Self::Admin | Self::Other(_) => None,
+            Self::Node | Self::Db | Self::Other(_) => Some("agent"),
+            Self::Admin => None,
         }
     }
 }

@@ -269,3 +269,15 @@ fn every_refusal_names_the_step_that_comes_first() {
     check(&up_to, up(AUTH, 10), "finish the upgrade to 9 first");
     check(&born(), Move::Narrow { role: AUTH.into(), lo: 9, hi: 9 }, "tctl windows widen auth 9");
 }
+
+#[test]
+fn no_window_widens_while_a_member_of_a_later_releases_role_stands_outside() {
+    let mut late = member(7, AGENT, 7);
+    late.spec.roles = [SystemRole::Other("app".into())].into();
+    assert!(outside(&born(), &late, &[]));
+    let wanted = Move::Widen { role: AUTH.into(), major: 9 };
+    assert_eq!(change(&born(), &wanted, &[], &[late]).unwrap_err(), Refused::Outside { names: "agent-7 (7.0.0)".into() });
+    let mut inside = member(8, AGENT, 8);
+    inside.spec.roles = [SystemRole::Other("app".into())].into();
+    assert!(change(&born(), &wanted, &[], &[inside]).is_ok());
+}

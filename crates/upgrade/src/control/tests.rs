@@ -108,9 +108,14 @@ fn g5_a_major_that_was_shut_out_again_does_not_take_over_by_itself() {
 
 #[test]
 fn g4_taking_over_waits_for_members_that_would_be_two_behind() {
-    let members = [member(2, "web-1", &["node"], "7.4.0"), member(3, "web-2", &["node"], "8.0.0")];
+    let members = [
+        member(2, "web-1", &["node"], "7.4.0"),
+        member(3, "web-2", &["node"], "8.0.0"),
+        member(4, "later-1", &["app"], "7.5.0"),
+        member(5, "later-2", &["app"], "8.0.0"),
+    ];
     let error = adopt(&born("8.0.0"), &v("9.0.0"), &members).unwrap_err();
-    assert_eq!(error.message, "members would be two majors behind 9.0.0: web-1 (7.4.0)");
+    assert_eq!(error.message, "members would be two majors behind 9.0.0: web-1 (7.4.0), later-1 (7.5.0)");
     assert!(error.is(Code::VersionSkip));
 }
 

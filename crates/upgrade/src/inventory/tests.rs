@@ -77,11 +77,13 @@ fn g12_alerts_name_the_hosts_and_the_cure() {
 }
 
 #[test]
-fn a_silent_member_is_offline_and_an_unknown_role_is_data() {
+fn a_silent_member_is_offline_and_an_unknown_role_is_judged_as_an_agent() {
     let members = [member(1, "gone", &["node"], "8.0.0"), member(2, "new", &["gateway"], "8.0.0")];
     let inventory = look(&members, 2000);
     assert!(inventory.rows.iter().all(|row| !row.online && row.state == "offline"));
-    assert!(inventory.rows.iter().any(|row| row.services == "gateway" && row.standing == Standing::Unknown));
+    assert!(inventory.rows.iter().any(|row| row.services == "gateway" && row.standing == Standing::Current));
+    let late = look(&[member(3, "late", &["gateway"], "6.0.0")], 1100);
+    assert_eq!(late.rows[0].standing, Standing::Outside { cure: "upgrade it to the latest 7".into() });
     assert!(look(&members, 1100).rows.iter().all(|row| row.online && row.state == "active"));
 }
 

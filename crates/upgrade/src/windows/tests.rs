@@ -98,6 +98,14 @@ fn narrowing_names_the_members_outside_and_narrowing_auth_fences() {
 }
 
 #[test]
+fn a_member_of_a_role_that_only_a_later_release_knows_is_waited_for_as_an_agent() {
+    let members = [crate::inventory::tests::member(1, "app-1", &["app"], "7.2.0")];
+    let error = narrow(&control(resting(8)), AGENT, 8, 8, &members).unwrap_err();
+    assert_eq!(error.to_string(), "cannot close agent to majors outside [8, 8]: app-1 (7.2.0) would be outside");
+    assert!(narrow(&control(resting(8)), PROXY, 8, 8, &members).is_ok());
+}
+
+#[test]
 fn a_move_that_was_made_already_changes_nothing_when_it_is_asked_for_again() {
     let wide = widen(&control(settled(8)), AUTH, 9).unwrap();
     assert_eq!(widen(&wide, AUTH, 9).unwrap(), wide);
