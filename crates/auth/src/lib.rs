@@ -206,7 +206,8 @@ impl Auth {
     /// Moves the admission windows, behind the barrier: see [`upgrade::barrier`]. Waits for so long, at most two minutes. For whoever
     /// carries an upgrade out in this process; people come by the API, which records who it was.
     pub async fn move_windows(&self, wanted: &upgrade::barrier::Move, patience: Duration) -> Result<types::ControlRecord, Public> {
-        match windows::move_windows(&self.core, wanted, patience).await {
+        let asked = windows::Asked { wanted: wanted.clone(), insists: true, patience };
+        match windows::move_windows(&self.core, &asked).await {
             Ok(record) => Ok(record),
             Err(fault) => Err(self.core.fault("this process", None, "move_windows", fault).await),
         }

@@ -3,7 +3,8 @@
 //! A widening waits until every Auth Service that has a seat acknowledged the present windows, or lost its seat; what is decided is
 //! [`upgrade::barrier`]'s, from the record, the seats and the members as the store has them at that moment. An older major is let in as an
 //! Auth Service only while no migration needs writers that know both forms. The record is written only if it is still the one that was
-//! judged, and each move of a migration's state writes it too: no two of these pass each other unseen. Caller: `api::upgrade`.
+//! judged, and each move of a migration's state writes it too: no two of these pass each other unseen. While an upgrade is under way, of
+//! whichever release, it alone moves windows and evicts, unless somebody insists. Caller: `api::upgrade`.
 
 use crate::{
     core::{Core, Fault},
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 use types::{Code, ControlRecord, EventKind, Public, Resource, ResourceName, document::Spec, kind::Member};
 use upgrade::{
     barrier::{Move, Refused, change},
+    control::by_hand,
     evict::{Consent, NotEvicted, evict},
     migrate::{State, oldest_writer, unfinished},
     windows::AUTH,
@@ -31,11 +33,21 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Lost races after which the caller is told to try again.
 const TRIES: usize = 16;
 
-/// Makes the move; waits for the barrier for so long, at most twice a seat's lease.
-pub(crate) async fn move_windows(core: &Core, wanted: &Move, patience: Duration) -> Result<ControlRecord, Fault> {
-    let end = Instant::now() + patience.min(PATIENCE);
+/// A move of the windows that somebody asks for.
+pub(crate) struct Asked {
+    pub(crate) wanted: Move,
+    /// He carries an upgrade out, or insists although one is under way.
+    pub(crate) insists: bool,
+    /// How long to wait for the barrier, at most twice a seat's lease.
+    pub(crate) patience: Duration,
+}
+
+/// Makes the move, once it is legal.
+pub(crate) async fn move_windows(core: &Core, asked: &Asked) -> Result<ControlRecord, Fault> {
+    let (wanted, end) = (&asked.wanted, Instant::now() + asked.patience.min(PATIENCE));
     loop {
         let stored = read(core).await?;
+        by_hand(&stored.record, asked.insists)?;
         if let Move::Widen { role, major } = wanted
             && role == AUTH
         {
@@ -105,9 +117,10 @@ fn internal(error: impl std::fmt::Display) -> Fault {
 }
 
 /// Evicts a silent member: no window waits for it until it reports again.
-pub(crate) async fn evict_member(core: &Core, name: &ResourceName, consent: &Consent) -> Result<ControlRecord, Fault> {
+pub(crate) async fn evict_member(core: &Core, name: &ResourceName, consent: &Consent, insists: bool) -> Result<ControlRecord, Fault> {
     for _ in 0..TRIES {
         let (stored, seats) = (read(core).await?, seat::all(core).await?);
+        by_hand(&stored.record, insists)?;
         // A seat that cannot be read may be anybody's.
         let seated = seats.iter().any(|seat| seat.host.as_ref().is_none_or(|host| host == name));
         let next = evict(&stored.record, name, &members(core).await?, seated, consent, presence::OFFLINE_AFTER);

@@ -61,6 +61,7 @@ codes! {
     StoreFenced = "LG-STORE-003": "this Auth Service may no longer write",
     UpgradeWaits = "LG-UPGRADE-001": "the step cannot be done yet; what it waits for passes by itself",
     UpgradeRefused = "LG-UPGRADE-002": "the step is not the next one, or somebody must do something first",
+    UpgradeRunning = "LG-UPGRADE-003": "an upgrade is under way and moves the windows itself",
     AuditBroken = "LG-AUDIT-001": "the audit log's hash chain does not hold",
     RecordingBroken = "LG-AUDIT-002": "a recording cannot be read",
     BackupForeign = "LG-BACKUP-001": "the file is not a backup of Lockgate",

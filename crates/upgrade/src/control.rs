@@ -154,6 +154,18 @@ pub fn adopt(control: &ControlRecord, binary: &Version, members: &[Resource<Memb
     Ok(next)
 }
 
+/// Whether somebody may move windows or evict by hand: not while an upgrade is under way, of whichever release, unless he insists.
+/// What stands in the record belongs to the release that wrote it, so that it stands there is all that counts.
+pub fn by_hand(control: &ControlRecord, insists: bool) -> Result<(), Public> {
+    if control.upgrade.is_none() || insists {
+        return Ok(());
+    }
+    let by = control.written_by.as_deref().map_or_else(String::new, |version| format!(" (the record was written by {version})"));
+    Err(Public::new(Code::UpgradeRunning, format!("an upgrade is under way and moves the windows itself{by}")).hint(
+        "with the tctl of that release: tctl upgrade status, tctl upgrade pause; if no Auth Service carries it out any more: --force-during-upgrade",
+    ))
+}
+
 /// The record at the end of an upgrade: the cluster version becomes `final(N)`, and there is no way back but a backup.
 pub fn finalize(control: &ControlRecord, binary: &Version) -> Result<ControlRecord, Public> {
     match may_start(Some(control), binary)? {

@@ -7,7 +7,8 @@
 use crate::{
     core::{Call, Fault, malformed},
     migrations::{self, GOAL},
-    seat, windows,
+    seat,
+    windows::{self, Asked},
 };
 use migrate::{Outcome, Proposal, RepairError, Runner, Status, StepError, TurnError};
 use net::backoff::Backoff;
@@ -51,6 +52,11 @@ fn event(call: &Call, permit: &Permit<Write>, kind: EventKind) -> Event {
     call.event(kind).with("kind", permit.kind.as_str())
 }
 
+/// Marks what somebody did although an upgrade might be under way.
+fn insisting(event: Event, insists: bool) -> Event {
+    if insists { event.with("during_upgrade", true) } else { event }
+}
+
 pub(crate) async fn get_windows(call: Call, _ask: pb::Empty) -> Result<pb::WindowsReply, Fault> {
     may_read(&call)?;
     let stored = store::control::read(call.core.store.as_ref()).await.map_err(|error| Fault::Internal(error.to_string()))?;
@@ -72,14 +78,17 @@ async fn reply(call: &Call, record: &ControlRecord) -> Result<pb::WindowsReply, 
 
 pub(crate) async fn move_window(call: Call, ask: pb::MoveWindowRequest) -> Result<pb::WindowsReply, Fault> {
     let permit = may_change(&call)?;
-    let role = ask.role;
+    let (role, insists) = (ask.role, ask.during_upgrade);
     let (verb, major, wanted) = match ask.r#move {
         Some(pb::move_window_request::Move::Widen(major)) => ("widen", major, Move::Widen { role: role.clone(), major }),
         Some(pb::move_window_request::Move::Narrow(major)) => ("narrow", major, Move::Narrow { role: role.clone(), lo: major, hi: major }),
         None => return Err(malformed("the request says neither which major to admit nor which to keep")),
     };
-    let about = |kind| event(&call, &permit, kind).with("role", crate::login::shown(&role)).with("move", verb).with("major", major);
-    match windows::move_windows(&call.core, &wanted, PATIENCE.min(Duration::from_secs(ask.patience.into()))).await {
+    let about = |kind| {
+        insisting(event(&call, &permit, kind), insists).with("role", crate::login::shown(&role)).with("move", verb).with("major", major)
+    };
+    let asked = Asked { wanted, insists, patience: PATIENCE.min(Duration::from_secs(ask.patience.into())) };
+    match windows::move_windows(&call.core, &asked).await {
         Ok(record) => {
             call.core.audit.record(about(EventKind::WindowMove).with("generation", record.window_gen)).await?;
             call.core.migrations.wake();
@@ -100,9 +109,9 @@ pub(crate) async fn evict_member(call: Call, ask: pb::EvictMemberRequest) -> Res
         return Err(malformed(format!("a reason has at most {MAX_REASON} bytes")));
     }
     let consent = Consent { by: call.name(), at: call.now, reason: ask.reason };
-    let record = windows::evict_member(&call.core, &(&host).into(), &consent).await?;
+    let record = windows::evict_member(&call.core, &(&host).into(), &consent, ask.during_upgrade).await?;
     let event = event(&call, &permit, EventKind::MemberEvict).with("name", host.to_string()).with("reason", consent.reason.as_str());
-    call.core.audit.record(event).await?;
+    call.core.audit.record(insisting(event, ask.during_upgrade)).await?;
     reply(&call, &record).await
 }
 

@@ -242,7 +242,7 @@ impl Place {
 }
 
 async fn step(cluster: &Cluster, role: &str, wanted: pb::move_window_request::Move) -> Result<pb::WindowsReply, Public> {
-    let ask = pb::MoveWindowRequest { role: role.into(), r#move: Some(wanted), patience: 20 };
+    let ask = pb::MoveWindowRequest { role: role.into(), r#move: Some(wanted), patience: 20, during_upgrade: false };
     cluster.admin().move_window(ask).await.map(tonic::Response::into_inner).map_err(|status| pb::from_status(&status))
 }
 
@@ -482,7 +482,7 @@ async fn an_older_writer_that_slept_through_the_change_of_windows_wakes_up_and_c
     assert_eq!(get(&mut two.admin(), "lock", "by-8").await.unwrap().spec["form"], 2);
     let present = narrow(&two, 9).await.unwrap_err();
     assert!(present.is(Code::UpgradeRefused) && present.message.contains("auth1") && present.hint.unwrap().contains("tctl windows evict"));
-    let gone = |host: u128| pb::EvictMemberRequest { host_id: host_id(host).to_string(), reason: "it hangs".into() };
+    let gone = |host: u128| pb::EvictMemberRequest { host_id: host_id(host).to_string(), reason: "it hangs".into(), during_upgrade: false };
     assert!(error(two.admin().evict_member(gone(1)).await).is(Code::UpgradeRefused), "it reported just now");
     gate.send(false).unwrap();
     // What it had begun comes to the store when the process wakes.

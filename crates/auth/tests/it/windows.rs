@@ -90,10 +90,38 @@ async fn who_stands_outside_the_new_windows_is_cut_off_at_every_auth_service_and
 }
 
 async fn step(client: &mut Client, role: &str, wanted: pb::move_window_request::Move) -> Result<ControlRecord, types::Public> {
-    let ask = pb::MoveWindowRequest { role: role.into(), r#move: Some(wanted), patience: 1 };
+    let ask = pb::MoveWindowRequest { role: role.into(), r#move: Some(wanted), patience: 1, during_upgrade: false };
     let reply = client.move_window(ask).await.map_err(|status| pb::from_status(&status))?;
     Ok(serde_json::from_slice(&reply.into_inner().control).unwrap())
 }
+#[tokio::test]
+async fn hand_moves_are_refused_while_an_upgrade_of_a_later_release_is_under_way_unless_somebody_insists_and_that_is_audited() {
+    let (shared, one, _two) = pair().await;
+    one.member(11, SystemRole::Node).await.0.heartbeat(member_only(beat(11, "web-17", &[], 0))).await.unwrap();
+    let plan = serde_json::json!({"plan": 7, "stages": [{"later": "release"}]});
+    let was = store::control::read(shared.store.as_ref()).await.unwrap().unwrap();
+    let next = ControlRecord { upgrade: Some(plan.clone()), ..was.record.clone() };
+    store::control::update(shared.store.as_ref(), &was, &next, store::WriterEpoch(was.record.epoch)).await.unwrap();
+    shared.clock.advance(Duration::from_secs(230));
+    let mut admin = one.admin();
+    let refused = step(&mut admin, "agent", to(8)).await.unwrap_err();
+    assert!(refused.is(Code::UpgradeRunning) && refused.hint.unwrap().contains("--force-during-upgrade"));
+    assert!(step(&mut admin, "agent", and(9)).await.unwrap_err().is(Code::UpgradeRunning));
+    let evict = |during_upgrade| pb::EvictMemberRequest { host_id: host_id(11).to_string(), reason: "gone".into(), during_upgrade };
+    assert!(error(admin.evict_member(evict(false)).await).is(Code::UpgradeRunning));
+    assert_eq!(store::control::read(shared.store.as_ref()).await.unwrap().unwrap().record, next, "nothing was written");
+    let insists = |role: &str, wanted| pb::MoveWindowRequest { role: role.into(), r#move: Some(wanted), patience: 1, during_upgrade: true };
+    let moved = admin.move_window(insists("agent", to(8))).await.unwrap().into_inner();
+    let moved: ControlRecord = serde_json::from_slice(&moved.control).unwrap();
+    assert_eq!((moved.windows["agent"].lo, moved.upgrade), (8, Some(plan)), "the plan is kept as it was");
+    admin.evict_member(evict(true)).await.unwrap();
+    let told = events(&one, "upgrade.window").await;
+    let done = told.iter().find(|event| event.code == "LU001I").unwrap();
+    assert_eq!(done.fields["during_upgrade"], true);
+    assert!(told.iter().filter(|event| event.code == "LU001W").all(|event| event.fields.get("during_upgrade").is_none()));
+    assert_eq!(events(&one, "upgrade.evict").await[0].fields["during_upgrade"], true);
+}
+
 fn to(major: u64) -> pb::move_window_request::Move {
     pb::move_window_request::Move::Narrow(major)
 }
@@ -137,7 +165,7 @@ async fn windows_are_moved_over_the_api_one_legal_step_at_a_time_and_every_refus
     let wide = step(&mut admin, "auth", and(9)).await.unwrap();
     assert_eq!((wide.windows["auth"].lo, wide.windows["auth"].hi), (8, 9));
     check("auth", to(9), "tctl windows evict").await;
-    let evict = |reason: &str| pb::EvictMemberRequest { host_id: host_id(11).to_string(), reason: reason.into() };
+    let evict = |reason: &str| pb::EvictMemberRequest { host_id: host_id(11).to_string(), reason: reason.into(), during_upgrade: false };
     let present = error(admin.evict_member(evict("x")).await);
     assert!(present.is(Code::UpgradeRefused) && present.message.contains("node11 reported"), "{present}");
     shared.clock.advance(Duration::from_secs(230));

@@ -1,7 +1,8 @@
 //! `tctl windows …`: which majors the cluster admits in each role, and moving that one step at a time (docs/high-availability.md).
 //!
 //! The Auth Service decides every step; here is asked again while it says that waiting helps. Statuses for scripts: 0 done, 2 what
-//! it waits for has not passed yet, 4 refused, with the step that comes first as the hint.
+//! it waits for has not passed yet, 4 refused, with the step that comes first as the hint. While an upgrade is under way every step is
+//! refused, since the upgrade moves the windows itself; `--force-during-upgrade` insists, and the audit log says so.
 
 use super::{Global, connect};
 use crate::{
@@ -39,6 +40,9 @@ pub(crate) enum Windows {
         /// How long to wait for Auth Services that have not acknowledged the last move
         #[arg(long, default_value = "90s")]
         wait: Ttl,
+        /// Also while an upgrade is under way, which moves the windows itself; audited
+        #[arg(long)]
+        force_during_upgrade: bool,
         /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
@@ -52,6 +56,9 @@ pub(crate) enum Windows {
         role: String,
         /// The major to keep
         major: u64,
+        /// Also while an upgrade is under way, which moves the windows itself; audited
+        #[arg(long)]
+        force_during_upgrade: bool,
         /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
@@ -64,6 +71,9 @@ pub(crate) enum Windows {
         /// Why, for the audit log
         #[arg(long, default_value = "")]
         reason: String,
+        /// Also while an upgrade is under way, which evicts by itself; audited
+        #[arg(long)]
+        force_during_upgrade: bool,
         /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
@@ -79,9 +89,13 @@ pub(super) const REFUSED: u8 = 4;
 pub(crate) fn run(global: &Global, what: &Windows) -> Outcome {
     match what {
         Windows::Ls { format } => ls(global, *format),
-        Windows::Widen { role, major, wait, format } => step(global, (role, Move::Widen(*major)), wait.0, *format),
-        Windows::Narrow { role, major, format } => step(global, (role, Move::Narrow(*major)), Duration::ZERO, *format),
-        Windows::Evict { member, reason, format } => evict(global, member, reason, *format),
+        Windows::Widen { role, major, wait, force_during_upgrade, format } => {
+            step(global, &Step { role, wanted: Move::Widen(*major), wait: wait.0, during_upgrade: *force_during_upgrade }, *format)
+        }
+        Windows::Narrow { role, major, force_during_upgrade, format } => {
+            step(global, &Step { role, wanted: Move::Narrow(*major), wait: Duration::ZERO, during_upgrade: *force_during_upgrade }, *format)
+        }
+        Windows::Evict { member, reason, force_during_upgrade, format } => evict(global, member, (reason, *force_during_upgrade), *format),
     }
 }
 
@@ -181,7 +195,16 @@ fn ls(global: &Global, format: Format) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn step(global: &Global, (role, wanted): (&str, Move), wait: Duration, format: Format) -> Outcome {
+/// One move of a window.
+struct Step<'a> {
+    role: &'a str,
+    wanted: Move,
+    wait: Duration,
+    during_upgrade: bool,
+}
+
+fn step(global: &Global, step: &Step<'_>, format: Format) -> Outcome {
+    let Step { role, wanted, wait, during_upgrade } = *step;
     let connection = connect::open(global)?;
     let could = match wanted {
         Move::Widen(major) => format!("open {role} to {major}"),
@@ -191,7 +214,7 @@ fn step(global: &Global, (role, wanted): (&str, Move), wait: Duration, format: F
     let mut told = false;
     let reply = loop {
         let patience = u32::try_from(end.saturating_duration_since(Instant::now()).as_secs()).unwrap_or(CALL).min(CALL);
-        let request = MoveWindowRequest { role: role.to_owned(), r#move: Some(wanted), patience };
+        let request = MoveWindowRequest { role: role.to_owned(), r#move: Some(wanted), patience, during_upgrade };
         match connection.run(connection.api().move_window(request)) {
             Err(public) if public.is(Code::UpgradeWaits) && Instant::now() < end => {
                 if !std::mem::replace(&mut told, true) {
@@ -214,7 +237,7 @@ fn step(global: &Global, (role, wanted): (&str, Move), wait: Duration, format: F
     Ok(ExitCode::SUCCESS)
 }
 
-fn evict(global: &Global, member: &str, reason: &str, format: Format) -> Outcome {
+fn evict(global: &Global, member: &str, (reason, during_upgrade): (&str, bool), format: Format) -> Outcome {
     let connection = connect::open(global)?;
     let could = || format!("evict {member}");
     let members = connection.run(connection.api().list::<Member>(&Labels::new())).could(could())?.items;
@@ -227,7 +250,7 @@ fn evict(global: &Global, member: &str, reason: &str, format: Format) -> Outcome
         }
         [..] => return Err(Failure::new(could(), usage(format!("{} members are called \"{member}\": give the id", meant.len())))),
     };
-    let request = EvictMemberRequest { host_id: found.name().to_string(), reason: reason.to_owned() };
+    let request = EvictMemberRequest { host_id: found.name().to_string(), reason: reason.to_owned(), during_upgrade };
     match connection.run(connection.api().evict_member(request)) {
         Err(public) => ended(Failure::new(could(), public)),
         Ok(reply) if format != Format::Text => {
@@ -245,7 +268,7 @@ fn evict(global: &Global, member: &str, reason: &str, format: Format) -> Outcome
 pub(super) fn ended(failure: Failure) -> Outcome {
     let status = if failure.cause().is(Code::UpgradeWaits) {
         WAITING
-    } else if failure.cause().is(Code::UpgradeRefused) {
+    } else if failure.cause().is(Code::UpgradeRefused) || failure.cause().is(Code::UpgradeRunning) {
         REFUSED
     } else {
         return Err(failure);
@@ -262,7 +285,9 @@ mod tests {
     fn waiting_and_refused_have_statuses_of_their_own() {
         let status = |code| ended(Failure::new("move", Public::new(code, "no"))).map(|status| format!("{status:?}"));
         assert_eq!(status(Code::UpgradeWaits).unwrap(), format!("{:?}", ExitCode::from(2)));
-        assert_eq!(status(Code::UpgradeRefused).unwrap(), format!("{:?}", ExitCode::from(4)));
+        for refused in [Code::UpgradeRefused, Code::UpgradeRunning] {
+            assert_eq!(status(refused).unwrap(), format!("{:?}", ExitCode::from(4)));
+        }
         assert!(status(Code::AccessDenied).is_err());
     }
 }

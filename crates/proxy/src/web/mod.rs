@@ -233,7 +233,7 @@ fn status(error: &Public) -> StatusCode {
         Code::InviteInvalid | Code::NotFound | Code::NodeUnknown => StatusCode::NOT_FOUND,
         Code::PasswordWeak | Code::Malformed | Code::Usage | Code::NodeAmbiguous => StatusCode::BAD_REQUEST,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Code::AlreadyExists | Code::Conflict | Code::UpgradeWaits | Code::UpgradeRefused => StatusCode::CONFLICT,
+        Code::AlreadyExists | Code::Conflict | Code::UpgradeWaits | Code::UpgradeRefused | Code::UpgradeRunning => StatusCode::CONFLICT,
         Code::Timeout => StatusCode::GATEWAY_TIMEOUT,
         Code::Unavailable | Code::Unreachable | Code::NodeOffline | Code::StoreFenced | Code::StoreBroken => {
             StatusCode::SERVICE_UNAVAILABLE

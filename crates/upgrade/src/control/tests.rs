@@ -120,6 +120,21 @@ fn g4_taking_over_waits_for_members_that_would_be_two_behind() {
 }
 
 #[test]
+fn hands_are_kept_off_while_an_upgrade_of_whichever_release_is_under_way() {
+    let mut record = born("8.0.0");
+    assert_eq!(by_hand(&record, false), Ok(()));
+    // Another release's, whose shape is not known here.
+    record.upgrade = Some(serde_json::json!({"plan": 7, "of": {"a": "later release"}}));
+    record.written_by = Some("8.4.0".into());
+    let error = by_hand(&record, false).unwrap_err();
+    assert!(error.is(Code::UpgradeRunning));
+    assert_eq!(error.message, "an upgrade is under way and moves the windows itself (the record was written by 8.4.0)");
+    let hint = error.hint.unwrap();
+    assert!(hint.contains("tctl upgrade pause") && hint.contains("--force-during-upgrade"), "{hint}");
+    assert_eq!(by_hand(&record, true), Ok(()));
+}
+
+#[test]
 fn unknown_fields_of_a_newer_release_survive_every_move() {
     let mut record = born("8.0.0");
     record.extra.insert("future".into(), serde_json::json!({"a": 1}));

@@ -577,6 +577,9 @@ pub struct MoveWindowRequest {
     /// Seconds to wait for Auth Services that have not acknowledged the last move; at most 20.
     #[prost(uint32, tag = "4")]
     pub patience: u32,
+    /// Also while an upgrade is under way, which moves the windows itself.
+    #[prost(bool, tag = "5")]
+    pub during_upgrade: bool,
     #[prost(oneof = "move_window_request::Move", tags = "2, 3")]
     pub r#move: ::core::option::Option<move_window_request::Move>,
 }
@@ -598,6 +601,8 @@ pub struct EvictMemberRequest {
     pub host_id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub during_upgrade: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListMigrationsReply {
