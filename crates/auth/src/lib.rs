@@ -258,6 +258,7 @@ impl Auth {
             address: self.address.clone(),
             boot_id: holder.boot_id.clone(),
             started: core.now(),
+            platform: net::platform::here(),
         };
         core.group.spawn("audit retention", core.audit.clone().keep_short(core.shutdown.clone()));
         core.group.spawn("seat", seat::keep(core.clone(), holder));

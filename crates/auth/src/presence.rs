@@ -17,7 +17,7 @@ use store::documents::WriteError;
 use types::{
     Document, HostIdentity, Metadata, Resource, ResourceName, SystemRole, Time,
     document::Spec,
-    kind::{Member, Node},
+    kind::{Member, Node, Platform},
     label::check_label,
 };
 use wire::api as pb;
@@ -202,6 +202,7 @@ pub(crate) struct Own {
     pub(crate) address: String,
     pub(crate) boot_id: String,
     pub(crate) started: Time,
+    pub(crate) platform: Platform,
 }
 
 /// Where an Auth Service is reached, in its `member` document.
@@ -246,6 +247,8 @@ fn own_member(core: &Core, own: &Own, state: &str) -> Resource<Member> {
             state: state.to_owned(),
             skips_version_check: false,
             labels: types::Labels::new(),
+            platform: own.platform.clone(),
+            capabilities: Vec::new(),
             extra: types::Extra::new(),
         };
         Resource::new(Metadata::named(name), spec)
@@ -254,6 +257,7 @@ fn own_member(core: &Core, own: &Own, state: &str) -> Resource<Member> {
         // Nobody else reports: this is the whole process.
         (member.spec.boot_id, member.spec.started) = (own.boot_id.clone(), own.started);
         member.spec.hostname = own.identity.name.to_string();
+        member.spec.platform = own.platform.clone();
     }
     member.spec.roles.extend(own.identity.roles.iter().cloned());
     member.spec.version = core.version.clone();

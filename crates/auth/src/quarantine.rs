@@ -171,6 +171,8 @@ fn member(
         state: Member::QUARANTINED.into(),
         skips_version_check: false,
         labels: stored.map_or_else(Labels::new, |member| member.spec.labels.clone()),
+        platform: stored.map(|member| member.spec.platform.clone()).unwrap_or_default(),
+        capabilities: Vec::new(),
         extra,
     };
     let mut metadata = Metadata::named(&refused.host);

@@ -121,6 +121,8 @@ mod tests {
             state: state.into(),
             skips_version_check: false,
             labels: Default::default(),
+            platform: Default::default(),
+            capabilities: Vec::new(),
             extra: Default::default(),
         };
         Beat { member: Resource::new(Metadata::named(&HostId::from_uuid(uuid::Uuid::nil())), member), node: None, ssh_port: 0 }

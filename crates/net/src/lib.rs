@@ -18,6 +18,7 @@ pub mod hello;
 pub mod listen;
 pub mod peek;
 pub mod pipe;
+pub mod platform;
 pub mod rate;
 pub mod shutdown;
 pub mod swap;

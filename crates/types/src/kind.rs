@@ -85,10 +85,35 @@ pub struct Member {
     pub skips_version_check: bool,
     #[serde(default)]
     pub labels: Labels,
+    /// What it runs on: which file of a release is for this member.
+    #[serde(default)]
+    pub platform: Platform,
+    /// What this process can do when it is upgraded, in short words. Empty in this release; those of another one are kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
     #[serde(flatten)]
     pub extra: Extra,
 }
 kind!(Member = "member");
+
+/// The system of a process, in the words of artifacts' names. A field is empty when it was not said.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Platform {
+    /// `linux`
+    #[serde(default)]
+    pub os: String,
+    /// `amd64`, `arm64`
+    #[serde(default)]
+    pub arch: String,
+    /// Who starts processes again: `systemd` or `none`.
+    #[serde(default)]
+    pub init: String,
+    /// What the program was linked with: `gnu` or `musl`.
+    #[serde(default)]
+    pub libc: String,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
 
 impl Member {
     /// In `extra`: the digest of what its build stores and speaks (`wire::content`).

@@ -8,7 +8,7 @@ use crate::windows::{AUTH, PROXY, ROLES};
 use std::{collections::BTreeMap, time::Duration};
 use types::{
     ControlRecord, Resource, Time, Version,
-    kind::{Member, Quarantine},
+    kind::{Member, Platform, Quarantine},
 };
 
 /// Most hosts named in one sentence.
@@ -57,6 +57,8 @@ pub struct Row {
     pub quarantine: Option<Quarantine>,
     /// The digest of what its build stores and speaks; empty when it has not said.
     pub content: String,
+    pub platform: Platform,
+    pub capabilities: Vec<String>,
 }
 
 impl Row {
@@ -156,6 +158,8 @@ fn row(member: &Resource<Member>, control: &ControlRecord, now: Time, offline_af
         standing: standing(member, control),
         quarantine: spec.quarantine(),
         content: spec.extra.get(Member::CONTENT).and_then(|content| content.as_str()).unwrap_or_default().to_owned(),
+        platform: spec.platform.clone(),
+        capabilities: spec.capabilities.clone(),
     }
 }
 

@@ -410,6 +410,7 @@ fn keep_present(
     let (clock, version) = (process.clock.clone(), process.version.clone());
     let (nodename, skips) = (process.settings.nodename.clone(), process.settings.skip_version_check);
     let own_labels = process.settings.ssh.labels.clone();
+    let platform = net::platform::here();
     let roles = roles.clone();
     let mut extra = Extra::new();
     if let (Some(_), Some(address)) = (proxy, public_addrs(&process.settings).first()) {
@@ -433,6 +434,9 @@ fn keep_present(
             state: state.into(),
             skips_version_check: skips,
             labels: labels.clone(),
+            platform: platform.clone(),
+            // None of this release.
+            capabilities: Vec::new(),
             extra: extra.clone(),
         };
         let node = ssh.map(|port| {

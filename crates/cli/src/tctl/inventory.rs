@@ -88,7 +88,8 @@ fn read(global: &Global) -> Result<Inventory, Failure> {
 fn row_value(row: &Row) -> serde_json::Value {
     let mut value = json!({"hostname": row.hostname, "host_id": row.host_id, "services": row.services.split(',').collect::<Vec<_>>(), "version": row.version,
         "state": row.state, "started": row.started, "last_seen": row.last_seen, "online": row.online, "skips_version_check": row.skips_version_check,
-        "upgrade": row.standing.as_str(), "content": row.content});
+        "upgrade": row.standing.as_str(), "content": row.content,
+        "platform": row.platform, "capabilities": row.capabilities});
     if let (Some(told), Some(object)) = (&row.quarantine, value.as_object_mut()) {
         object.insert("quarantine".into(), json!({"since": told.since, "next": told.next, "why": told.why}));
     }

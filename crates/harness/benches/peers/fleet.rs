@@ -147,6 +147,8 @@ impl Place {
             state: "active".into(),
             skips_version_check: false,
             labels: labels.clone(),
+            platform: Default::default(),
+            capabilities: Vec::new(),
             extra: Extra::new(),
         };
         let node = Node { hostname: name, addr: String::new(), use_tunnel: true, version: self.version.clone(), extra: Extra::new() };

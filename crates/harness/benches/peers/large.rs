@@ -151,6 +151,8 @@ fn host(number: usize, now: Time) -> [Document; 2] {
         state: "active".into(),
         skips_version_check: false,
         labels,
+        platform: Default::default(),
+        capabilities: Vec::new(),
         extra: Extra::new(),
     };
     [Resource::new(metadata.clone(), node).to_document(), Resource::new(metadata, member).to_document()]

@@ -105,6 +105,8 @@ impl Rogue {
             state: "active".into(),
             skips_version_check: false,
             labels: [("env".to_owned(), "test".to_owned())].into(),
+            platform: Default::default(),
+            capabilities: Vec::new(),
             extra,
         };
         let beat = Beat {

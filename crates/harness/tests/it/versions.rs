@@ -272,6 +272,12 @@ fn g6_the_flag_turns_the_refusal_into_a_warning_that_is_written_down() {
     let shown = cluster.tctl(["inventory", "ls", "--format=json"]).go().json();
     let row = shown["members"].as_array().unwrap().iter().find(|row| row["hostname"] == "skipper").unwrap_or_else(|| panic!("{shown}"));
     assert_eq!((&row["skips_version_check"], row["version"].as_str()), (&true.into(), Some(NEXT)), "{row}");
+    // Every member says what a file of a release must fit, Auth Services too.
+    for row in shown["members"].as_array().unwrap() {
+        let (platform, (os, arch)) = (&row["platform"], wire::rescue::system());
+        assert_eq!((platform["os"].as_str(), platform["arch"].as_str()), (Some(os), Some(arch)), "{row}");
+        assert!(platform["init"] != "" && platform["libc"] != "" && row["capabilities"].is_array(), "{row}");
+    }
     let proxy = cluster.watch(cluster.new_proxy("skipping-proxy", &built(NEXT)));
     let yaml = fs::read_to_string(&proxy.config).unwrap();
     fs::write(

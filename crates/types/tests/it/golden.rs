@@ -11,8 +11,8 @@ use types::{
     document::{Revision, Spec},
     identity::Restrictions,
     kind::{
-        AuthPreference, CaKey, CertAuthority, ClusterInfo, KINDS, Lock, LockTarget, Member, Node, Quarantine, SecondFactor, Token, User,
-        singleton,
+        AuthPreference, CaKey, CertAuthority, ClusterInfo, KINDS, Lock, LockTarget, Member, Node, Platform, Quarantine, SecondFactor,
+        Token, User, singleton,
     },
     name::ClusterId,
     role::{Conditions, OneOrMany, Options, Role, Rule},
@@ -123,6 +123,8 @@ fn member() -> Member {
         state: Member::QUARANTINED.into(),
         skips_version_check: true,
         labels: Labels::from([("rack".into(), "7".into())]),
+        platform: Platform { os: "linux".into(), arch: "amd64".into(), init: "systemd".into(), libc: "gnu".into(), extra: Extra::new() },
+        capabilities: vec!["hand-over".into()],
         extra: extra.as_object().unwrap().clone(),
     }
 }

@@ -23,6 +23,8 @@ fn member(number: u128, role: &str, major: u64) -> Resource<Member> {
         state: "active".into(),
         skips_version_check: false,
         labels: types::Labels::new(),
+        platform: Default::default(),
+        capabilities: Vec::new(),
         extra: Extra::new(),
     };
     Resource::new(Metadata::named(&HostId::from_uuid(uuid::Uuid::from_u128(number))), spec)

@@ -16,6 +16,8 @@ pub(crate) fn member(id: u128, hostname: &str, roles: &[&str], version: &str) ->
         state: "active".into(),
         skips_version_check: false,
         labels: Labels::new(),
+        platform: Default::default(),
+        capabilities: Vec::new(),
         extra: Extra::new(),
     };
     Resource::new(Metadata::named(&HostId::from_uuid(uuid::Uuid::from_u128(id))), spec)
