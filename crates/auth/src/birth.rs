@@ -9,7 +9,7 @@
 use crate::{
     ca::{self, Authorities, CaKind},
     migrations::through,
-    vault,
+    vault, windows,
     world::{AuthError, Config},
 };
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use store::{Batch, CommitError, Condition, Documents, Key, Store, WriterEpoch, c
 use types::{
     ClusterName, Code, Document, Extra, Metadata, Public, Resource, ResourceName, Time, Version,
     document::Spec,
-    kind::{AuthPreference, CertAuthority, ClusterInfo, Member, singleton},
+    kind::{AuthPreference, CertAuthority, ClusterInfo, singleton},
     name::ClusterId,
 };
 use upgrade::{
@@ -91,9 +91,7 @@ async fn take_over(
     now: Time,
 ) -> Result<Option<control::Stored>, AuthError> {
     let documents = Documents::new(through(store, registry), WriterEpoch(was.record.epoch));
-    let listing =
-        documents.list(Member::KIND, None, store::MAX_PAGE, |_| true).await.map_err(|error| AuthError::Store(error.to_string()))?;
-    let members: Vec<_> = listing.documents.into_iter().filter_map(|document| Resource::from_document(document).ok()).collect();
+    let members = windows::members(&documents).await.map_err(|error| AuthError::Store(error.to_string()))?;
     let mut next = adopt(&was.record, version, &members)?;
     next.written_at = Some(now);
     match control::update(store.as_ref(), was, &next, WriterEpoch(was.record.epoch)).await {

@@ -14,8 +14,9 @@ use crate::{
 use rules::presence;
 use std::time::Duration;
 use store::{
-    Key, StoreError,
+    Documents, Key, StoreError,
     control::{self, Stored, WriteControlError},
+    documents::ReadError,
 };
 use tokio::time::Instant;
 use types::{Code, ControlRecord, EventKind, Public, Resource, ResourceName, document::Spec, kind::Member};
@@ -53,7 +54,7 @@ pub(crate) async fn move_windows(core: &Core, asked: &Asked) -> Result<ControlRe
         {
             may_write(core, *major).await?;
         }
-        let (seats, members) = (seat::all(core).await?, members(core).await?);
+        let (seats, members) = (seat::all(core).await?, members(&core.documents).await?);
         match change(&stored.record, wanted, &seats, &members) {
             // It is so already: whoever asks again has lost the answer.
             Ok(next) if next == stored.record => return Ok(next),
@@ -123,7 +124,7 @@ pub(crate) async fn evict_member(core: &Core, name: &ResourceName, consent: &Con
         by_hand(&stored.record, insists)?;
         // A seat that cannot be read may be anybody's.
         let seated = seats.iter().any(|seat| seat.host.as_ref().is_none_or(|host| host == name));
-        let next = evict(&stored.record, name, &members(core).await?, seated, consent, presence::OFFLINE_AFTER);
+        let next = evict(&stored.record, name, &members(&core.documents).await?, seated, consent, presence::OFFLINE_AFTER);
         let next = next.map_err(|refused| {
             let code = if matches!(refused, NotEvicted::Unknown(_)) { Code::NotFound } else { Code::UpgradeRefused };
             Public::new(code, refused.to_string()).hint(refused.cure())
@@ -185,11 +186,11 @@ async fn write(core: &Core, was: &Stored, mut next: ControlRecord) -> Result<Opt
     }
 }
 
-/// From the store itself: the mirror may be behind.
-async fn members(core: &Core) -> Result<Vec<Resource<Member>>, Fault> {
+/// All of them, from the store itself: the mirror may be behind.
+pub(crate) async fn members(documents: &Documents) -> Result<Vec<Resource<Member>>, ReadError> {
     let (mut all, mut page) = (Vec::new(), None);
     loop {
-        let listing = core.documents.list(Member::KIND, page.as_ref(), store::MAX_PAGE, |_| true).await?;
+        let listing = documents.list(Member::KIND, page.as_ref(), store::MAX_PAGE, |_| true).await?;
         all.extend(listing.documents.into_iter().filter_map(|document| Resource::from_document(document).ok()));
         page = listing.next;
         if page.is_none() {

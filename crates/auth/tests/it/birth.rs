@@ -65,6 +65,36 @@ async fn g5_skips_and_downgrades_are_refused_before_the_first_write() {
 }
 
 #[tokio::test]
+async fn g4_taking_over_looks_at_every_member_however_many_there_are() {
+    let place = Place::new();
+    drop(place.build("8.0.0", |_| {}).await.unwrap());
+    let spec = |version: &str| {
+        serde_json::json!({"hostname": "web", "roles": ["node"], "version": version, "boot_id": "b", "started": Time::from_unix(START),
+            "last_seen": Time::from_unix(START)})
+    };
+    // The one that lags is behind the first page.
+    let count = u128::try_from(store::MAX_PAGE).unwrap() + 1;
+    for chunk in (1..=count).collect::<Vec<_>>().chunks(store::MAX_OPS) {
+        let mut batch = store::Batch::new(None);
+        for number in chunk {
+            let version = if *number == count { "7.9.0" } else { "8.0.0" };
+            let member = types::Document {
+                kind: "member".into(),
+                version: "v1".into(),
+                metadata: types::Metadata::named(&host_id(*number)),
+                spec: spec(version),
+                extra: types::Extra::new(),
+            };
+            batch.ops.push(store::documents::encode(&member).unwrap().1);
+        }
+        place.store.commit(batch).await.unwrap();
+    }
+    place.refused("9.0.0", Code::VersionSkip).await;
+    place.store.commit(store::Batch::new(None).delete(Key::new(["doc", "member", &host_id(count).to_string()]).unwrap())).await.unwrap();
+    drop(place.build("9.0.0", |_| {}).await.unwrap());
+}
+
+#[tokio::test]
 async fn a_fenced_auth_service_writes_no_more() {
     let dir = Arc::new(tempfile::tempdir().unwrap());
     let place = Place::new();
