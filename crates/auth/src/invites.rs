@@ -90,6 +90,7 @@ pub(crate) async fn accept(call: Call, ask: pb::AcceptInviteRequest) -> Result<p
     let account_key = vault::account_key(&permit.user).map_err(VaultError::from)?;
     let old = core.vault.read::<Account>(&account_key).await?;
     let otp = policy.asks_code().then(|| held.value.otp.clone());
+    // A reset replaces every proof, also those that a later release keeps beside these: whoever enrolled one of them may be the reason.
     let account = Account { password: hash, otp, last_otp_step: None, sources: Default::default(), extra: Extra::new() };
     let invite = key(&ask.secret)?;
     let batch = core

@@ -15,7 +15,7 @@ use crate::{
 use rules::{admission, presence as rules_presence, rescue};
 use std::{collections::BTreeSet, time::Duration};
 use types::{
-    Code, Extra, HostId, HostIdentity, Identity, Labels, Metadata, NodeName, Public, Resource, ResourceName, SystemRole, Time, Version,
+    Code, HostId, HostIdentity, Identity, Labels, Metadata, NodeName, Public, Resource, ResourceName, SystemRole, Time, Version,
     kind::{Member, Quarantine},
 };
 use wire::{api as pb, hello::Hello};
@@ -155,9 +155,12 @@ fn member(
 ) -> Resource<Member> {
     let before = stored.and_then(|member| member.spec.quarantine());
     let since = before.as_ref().map_or(now, |told| told.since);
-    let told = Quarantine { since, next: next(core, refused, &roles, before.as_ref()), why: refused.why.clone(), extra: Extra::new() };
-    let mut extra = Extra::new();
+    let kept = before.as_ref().map(|told| told.extra.clone()).unwrap_or_default();
+    let told = Quarantine { since, next: next(core, refused, &roles, before.as_ref()), why: refused.why.clone(), extra: kept };
+    // Fields of another release stay, here and inside.
+    let mut extra = stored.map(|member| member.spec.extra.clone()).unwrap_or_default();
     extra.insert(Member::QUARANTINE.into(), serde_json::to_value(&told).unwrap_or_default());
+    extra.remove(Member::CONTENT);
     if let Some(content) = refused.content {
         extra.insert(Member::CONTENT.into(), tame(content).into());
     }
@@ -172,10 +175,10 @@ fn member(
         skips_version_check: false,
         labels: stored.map_or_else(Labels::new, |member| member.spec.labels.clone()),
         platform: stored.map(|member| member.spec.platform.clone()).unwrap_or_default(),
-        capabilities: Vec::new(),
+        capabilities: stored.map(|member| member.spec.capabilities.clone()).unwrap_or_default(),
         extra,
     };
-    let mut metadata = Metadata::named(&refused.host);
+    let mut metadata = stored.map_or_else(|| Metadata::named(&refused.host), |member| member.metadata.clone());
     metadata.expires = Some(rules_presence::lease_end(now));
     Resource::new(metadata, spec)
 }

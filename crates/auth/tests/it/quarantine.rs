@@ -75,6 +75,45 @@ async fn a_host_that_is_refused_for_its_version_is_listed_until_it_comes_back() 
 }
 
 #[tokio::test]
+async fn what_another_release_says_of_a_host_outlives_its_quarantine() {
+    let shared = Shared::new();
+    let cluster = shared.start(1).await;
+    let (mut host, _, identity) = cluster.member(11, SystemRole::Node).await;
+    let mut beats = beat(11, "x", &[], 0);
+    let mut says = Document::from_json(&beats.member).unwrap();
+    says.spec["rack"] = serde_json::json!({"row": 7});
+    says.spec["capabilities"] = serde_json::json!(["hand-over"]);
+    says.spec["platform"] = serde_json::json!({"os": "linux", "arch": "amd64", "kernel": "6.1"});
+    beats.member = says.to_json().into();
+    host.heartbeat(member_only(beats)).await.unwrap();
+    let refuse = async |version: (u64, u64, u64)| {
+        let refused = cluster.client_saying(Some(&identity), saying(version, "node")).heartbeat(member_only(beat(11, "x", &[], 0))).await;
+        assert!(error(refused).is(Code::VersionTooOld));
+        let text = format!("{}.{}.{}", version.0, version.1, version.2);
+        soon(&shared, &[&cluster], "the quarantine", || async {
+            member(&cluster, 11).await.filter(|listed| listed.spec["version"] == text.as_str())
+        })
+        .await
+    };
+    let mut listed = refuse((6, 2, 0)).await;
+    assert_eq!((&listed.spec["state"], &listed.spec["rack"]["row"]), (&"quarantined".into(), &7.into()));
+    assert_eq!((&listed.spec["platform"]["kernel"], &listed.spec["capabilities"][0]), (&"6.1".into(), &"hand-over".into()));
+    // An Auth Service of a later release adds to it, inside too.
+    listed.spec["quarantine"]["wave"] = 3.into();
+    listed.metadata.extra.insert("owner".into(), "team".into());
+    let put = store::documents::encode(&listed).unwrap().1;
+    let mut batch = Batch::new(None);
+    batch.ops.push(put);
+    shared.store.commit(batch).await.unwrap();
+    soon(&shared, &[&cluster], "what was added", || async {
+        member(&cluster, 11).await.filter(|listed| listed.spec["quarantine"]["wave"] == 3)
+    })
+    .await;
+    let listed = refuse((5, 2, 0)).await;
+    assert_eq!((&listed.spec["quarantine"]["wave"], &listed.metadata.extra["owner"]), (&3.into(), &"team".into()));
+}
+
+#[tokio::test]
 async fn a_proxy_reports_hosts_of_the_books_and_hears_what_hosts_may_run() {
     let shared = Shared::new();
     let cluster = shared.start(1).await;

@@ -1,12 +1,12 @@
 //! The other Proxies of the cluster, as agents are told of them: so that each keeps a tunnel to every Proxy.
 //!
-//! They are read from the cache: each Proxy's `member` document says where agents reach it. One that drains, or whose heartbeats
+//! They are read from the cache: each Proxy's `member` document says where agents reach it. One that drains, is quarantined, or whose heartbeats
 //! stopped, is no longer told of. The agent's half is `agent::proxies`.
 
 use crate::Shared;
 use client::cache::Cache;
 use std::{sync::Arc, time::Duration};
-use types::{Extra, HostId, SystemRole, Time};
+use types::{Extra, HostId, SystemRole, Time, kind::Member};
 use wire::tunnel::Peer;
 
 /// Changes are told together when they come so close.
@@ -19,7 +19,8 @@ fn others(cache: &Cache, own: HostId, now: Time) -> Vec<Peer> {
     let members = cache.members();
     let proxies = members.values().filter(|member| {
         let alive = member.metadata.expires.is_none_or(|end| end > now);
-        alive && member.spec.roles.contains(&SystemRole::Proxy) && member.spec.state != "draining"
+        let serves = !matches!(member.spec.state.as_str(), "draining" | Member::QUARANTINED);
+        alive && member.spec.roles.contains(&SystemRole::Proxy) && serves
     });
     let peers = proxies.filter_map(|member| {
         let id: HostId = member.name().as_str().parse().ok()?;
