@@ -26,7 +26,7 @@ use tokio::{io::AsyncWriteExt as _, time::Instant};
 use types::{Code, Extra, HostIdentity, Identity, Public, SystemRole, Version, control::Window};
 use wire::{
     api as pb,
-    rescue::{Action, Advice, CHUNK, Chunk, MAX_FETCH, Status, ToHost, ToProxy, decode, encode},
+    rescue::{Action, Advice, CHUNK, Chunk, MAX_FETCH, Status, ToHost, ToProxy, decode, encode, not_known},
 };
 
 /// For the next question, and for writing one message.
@@ -153,7 +153,7 @@ async fn message(shared: &Shared, stream: &mut IoStream, host: &HostIdentity) ->
             let opened = off_thread(mirror, move |mirror| mirror.metadata(&metadata.name)).await;
             opened.map(|opened| (opened, metadata.offset, metadata.length))
         }
-        ToProxy::Unknown => Err(Public::new(Code::VersionProtocol, format!("this Proxy ({}) does not know that question", shared.version))),
+        ToProxy::Unknown => return write(stream, &not_known(&shared.version.to_string()), &[]).await,
     };
     match opened {
         Ok((opened, offset, length)) => send_file(shared, stream, opened, offset, length).await,

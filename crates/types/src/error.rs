@@ -73,6 +73,7 @@ codes! {
     BackupTooLarge = "LG-BACKUP-007": "a part of the backup is larger than the format allows",
     BackupIo = "LG-BACKUP-008": "the backup could not be read or written",
     MirrorBroken = "LG-RESCUE-001": "a file of the Proxy's mirror is not what its list of digests says",
+    RescueUnknown = "LG-RESCUE-002": "the Proxy is of a release that does not know this question of the rescue protocol",
     RateLimited = "LG-LIMIT-001": "too many requests from one source",
     Usage = "LG-USAGE-001": "wrong usage of a command",
     Internal = "LG-INTERNAL-001": "a fault in Lockgate; the log of the service has the reference",

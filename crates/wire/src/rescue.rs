@@ -6,13 +6,14 @@
 //!
 //! Frozen for ever: a golden transcript is a test. Each message is a frame of `frame.rs` that holds the magic `LGR1`, the length
 //! of a head in two bytes (big-endian), the head (JSON), and a body (bytes of a file; empty but in chunks). Fields are only
-//! added, and unknown ones ignored; a host skips answers that it does not know, a Proxy refuses such questions and goes on.
+//! added, and unknown ones ignored; a host skips answers that it does not know. A question that a Proxy does not know is answered by
+//! [`not_known`] and the visit goes on: so a later release may ask for more, and do without where it is not known.
 //! Which release is next is decided in `rules::rescue`; the two ends are `proxy::rescue` and `agent::rescue`.
 //!
 //! Metadata files are fetched by name and not described here: a later updater puts its signed lists of releases there.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned, de::Error as _};
-use types::{Extra, Public};
+use types::{Code, Extra, Public};
 
 /// The first bytes of every message.
 pub const MAGIC: &[u8; 4] = b"LGR1";
@@ -286,6 +287,13 @@ pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<(T, &[u8]), BadResc
         rest.split_at_checked(usize::from(u16::from_be_bytes(*length))).ok_or_else(|| BadRescue::Malformed("it ends too early".into()))?;
     let head = serde_json::from_slice(head).map_err(|error| BadRescue::Malformed(error.to_string()))?;
     Ok((head, body))
+}
+
+/// The answer to a question of another release. Its code alone counts, and is never used for anything else at this door.
+pub fn not_known(proxy: &str) -> ToHost {
+    let error = Public::new(Code::RescueUnknown, format!("this Proxy ({proxy}) does not know that question"))
+        .hint("do without it, or ask a Proxy of another release");
+    ToHost::Refused { error, extra: Extra::new() }
 }
 
 /// The system of this build, in the words of artifacts' names.

@@ -198,7 +198,7 @@ async fn what_a_newer_host_says_is_refused_by_name_and_the_visit_goes_on() {
     let rig = rig(mirror.path()).await;
     let mut stream = rig.tls(Some(&host(&rig, 1)), alpn::RESCUE).await.unwrap();
     say(&mut stream, &serde_json::json!({"type": "patch", "from": "a", "to": "b"})).await;
-    assert!(refused(&mut stream).await.is(Code::VersionProtocol));
+    assert!(refused(&mut stream).await.is(Code::RescueUnknown));
     say(&mut stream, &serde_json::json!({"type": "status", "version": "6.1.0", "os": "linux", "arch": "amd64", "mood": {"x": 1}})).await;
     assert!(matches!(hear(&mut stream).await, Some((ToHost::Advice(advice), _)) if advice.artifacts.len() == 1));
 }

@@ -32,9 +32,16 @@ const GOLDEN: &[(&str, &str, &[u8])] = &[
     ("<", r#"{"type":"chunk","offset":0,"size":3,"last":true}"#, &[0, 255, b'\n']),
     (">", r#"{"type":"metadata","name":"timestamp.json","offset":0,"length":4194304}"#, b""),
     ("<", r#"{"type":"refused","error":{"code":"LG-RESOURCE-001","message":"no"}}"#, b""),
+    // As a Proxy reads a question of a release after its own, and what it says.
+    (">", r#"{"type":"unknown"}"#, b""),
+    (
+        "<",
+        r#"{"type":"refused","error":{"code":"LG-RESCUE-002","message":"this Proxy (10.2.0) does not know that question","hint":"do without it, or ask a Proxy of another release"}}"#,
+        b"",
+    ),
 ];
 
-fn transcript() -> [Vec<u8>; 6] {
+fn transcript() -> [Vec<u8>; 8] {
     let refused = Public::new(Code::VersionTooOld, "too old").hint("upgrade");
     let status = Status {
         version: "8.3.7".into(),
@@ -73,6 +80,8 @@ fn transcript() -> [Vec<u8>; 6] {
         encode(&ToProxy::Metadata(Metadata { name: name("timestamp.json"), offset: 0, length: MAX_FETCH, extra: Extra::new() }), b"")
             .unwrap(),
         encode(&refused, b"").unwrap(),
+        encode(&ToProxy::Unknown, b"").unwrap(),
+        encode(&not_known("10.2.0"), b"").unwrap(),
     ]
 }
 
