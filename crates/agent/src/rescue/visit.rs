@@ -1,7 +1,9 @@
 //! One visit at a Proxy's rescue door: the client's end of `wire::rescue`.
 //!
 //! Every wait has a deadline; what the Proxy says beyond the protocol is skipped, a bounded number of times. A fetched file is
-//! believed by its digest alone, is written beside its name until then, and goes on where an earlier visit broke off.
+//! believed by its digest alone, is written beside its name until then, and goes on where an earlier visit broke off. It is written only
+//! where nobody else may write: whoever runs this is root, and in a directory of others a link would lead him anywhere, and a file that
+//! somebody else holds open could change after its digest was found right.
 
 use client::host::HostCredentials;
 use net::{
@@ -15,8 +17,8 @@ use net::{
 use sha2::Digest as _;
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -51,6 +53,8 @@ pub enum RescueError {
     Answer,
     #[error("the file {path}: {source}")]
     File { path: PathBuf, source: io::Error },
+    #[error("{path}: {why}")]
+    Place { path: PathBuf, why: &'static str },
     #[error("{0} has another digest than the Proxy said; it was removed")]
     Digest(FileName),
 }
@@ -86,6 +90,9 @@ impl RescueError {
             Self::Tls(_) => Public::new(Code::Certificate, self.to_string()),
             Self::Message(_) | Self::Answer => Public::new(Code::VersionProtocol, self.to_string()),
             Self::File { .. } => Public::new(Code::Usage, self.to_string()).hint("name another directory with --output"),
+            Self::Place { .. } => {
+                Public::new(Code::Usage, self.to_string()).hint("name a new directory of your own with --output, such as mktemp -d makes")
+            }
             Self::Digest(_) => Public::new(Code::MirrorBroken, self.to_string())
                 .hint("the mirror or the way to it is damaged: try again, then another Proxy"),
         }
@@ -123,6 +130,7 @@ impl Visit {
 
     /// Fetches a file into the directory, beginning where an earlier try ended; `told` hears how many bytes are there.
     pub async fn fetch(&mut self, artifact: &Artifact, into: &Path, told: &mut (dyn FnMut(u64) + Send)) -> Result<PathBuf, RescueError> {
+        let into = own_directory(into)?;
         let part = into.join(format!("{}.part", artifact.name));
         let fetched = self.fetch_part(artifact, into.join(artifact.name.as_str()), part.clone(), told).await;
         // Nothing to go on from next time.
@@ -140,7 +148,7 @@ impl Visit {
         told: &mut (dyn FnMut(u64) + Send),
     ) -> Result<PathBuf, RescueError> {
         let failed = |source| RescueError::File { path: part.clone(), source };
-        let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&part).map_err(failed)?;
+        let mut file = open_part(&part)?;
         let mut have = file.metadata().map_err(failed)?.len();
         if have > artifact.size {
             file.set_len(0).map_err(failed)?;
@@ -166,7 +174,7 @@ impl Visit {
             }
         }
         file.sync_all().map_err(failed)?;
-        if digest_of(&part).map_err(failed)? != artifact.sha256 {
+        if digest_of(&mut file).map_err(failed)? != artifact.sha256 {
             let _ = fs::remove_file(&part);
             return Err(RescueError::Digest(artifact.name.clone()));
         }
@@ -226,8 +234,40 @@ impl Visit {
     }
 }
 
-fn digest_of(path: &Path) -> io::Result<Sha256> {
-    let (mut file, mut hash, mut block) = (File::open(path)?, sha2::Sha256::new(), vec![0; 256 * 1024]);
+/// The directory itself, without links that somebody may turn; refused if somebody else could change what is written there.
+fn own_directory(path: &Path) -> Result<PathBuf, RescueError> {
+    let failed = |source| RescueError::File { path: path.to_owned(), source };
+    let itself = fs::canonicalize(path).map_err(failed)?;
+    let about = fs::symlink_metadata(&itself).map_err(failed)?;
+    let refused = |why| Err(RescueError::Place { path: path.to_owned(), why });
+    if !about.is_dir() {
+        return refused("it is no directory");
+    }
+    if about.uid() != rustix::process::geteuid().as_raw() {
+        return refused("the directory belongs to another user");
+    }
+    if about.mode() & 0o022 != 0 {
+        return refused("other users may write in the directory");
+    }
+    Ok(itself)
+}
+
+/// The file as far as it is there: a plain file of our own under this name alone.
+fn open_part(path: &Path) -> Result<File, RescueError> {
+    let failed = |source| RescueError::File { path: path.to_owned(), source };
+    let flags = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).create(true).append(true).mode(0o600).custom_flags(flags).open(path).map_err(failed)?;
+    let about = file.metadata().map_err(failed)?;
+    if !about.is_file() || about.nlink() != 1 || about.uid() != rustix::process::geteuid().as_raw() {
+        return Err(RescueError::Place { path: path.to_owned(), why: "it is no plain file of this user's own" });
+    }
+    Ok(file)
+}
+
+/// Of the very file that was written, whatever its name leads to by now.
+fn digest_of(file: &mut File) -> io::Result<Sha256> {
+    file.seek(SeekFrom::Start(0))?;
+    let (mut hash, mut block) = (sha2::Sha256::new(), vec![0; 256 * 1024]);
     loop {
         match file.read(&mut block)? {
             0 => return Ok(Sha256::new(hash.finalize().into())),

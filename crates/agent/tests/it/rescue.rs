@@ -16,6 +16,7 @@ use net::{
 use sha2::Digest as _;
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -181,6 +182,36 @@ async fn a_release_is_believed_by_its_digest_alone_and_goes_on_where_it_broke_of
     let refused = open().await.metadata("timestamp.json".parse().unwrap()).await.unwrap_err();
     assert!(matches!(refused, RescueError::Refused(public) if public.is(Code::NotFound)));
     assert!(fs::read_dir(other.path()).unwrap().all(|entry| entry.unwrap().file_name().to_string_lossy().ends_with(".part")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_a_release_is_written_only_where_nobody_else_can_turn_it_into_something_else() {
+    let (cluster, tasks) = (cluster(), Group::new("test"));
+    let proxy = Proxy::start(&cluster, &tasks).await;
+    let host = cluster.host(id(), "node1", &[SystemRole::Node]);
+    let open = async || Visit::open(&proxy.addr, &host, cluster.trust().swap().unwrap(), &SystemClock::shared()).await.unwrap();
+    let genuine = artifact(&content(), content().len());
+    let refused = async |into: &std::path::Path| open().await.fetch(&genuine, into, &mut |_| ()).await.unwrap_err();
+    // As /var/tmp is.
+    let into = tempfile::tempdir().unwrap();
+    for mode in [0o1777, 0o770] {
+        fs::set_permissions(into.path(), fs::Permissions::from_mode(mode)).unwrap();
+        let error = refused(into.path()).await;
+        assert!(matches!(error, RescueError::Place { .. }) && error.public().hint.unwrap().contains("mktemp -d"));
+        assert_eq!(fs::read_dir(into.path()).unwrap().count(), 0);
+    }
+    fs::set_permissions(into.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    // What was put there before: links, symbolic and hard, to a file that must stay as it is.
+    let (part, secret) = (into.path().join(format!("{}.part", genuine.name)), into.path().join("shadow"));
+    fs::write(&secret, vec![b'x'; 300_000]).unwrap();
+    std::os::unix::fs::symlink(&secret, &part).unwrap();
+    assert!(matches!(refused(into.path()).await, RescueError::File { .. }));
+    fs::remove_file(&part).unwrap();
+    fs::hard_link(&secret, &part).unwrap();
+    assert!(matches!(refused(into.path()).await, RescueError::Place { .. }));
+    assert_eq!(fs::read(&secret).unwrap(), vec![b'x'; 300_000]);
+    fs::remove_file(&part).unwrap();
+    assert!(fs::read(open().await.fetch(&genuine, into.path(), &mut |_| ()).await.unwrap()).unwrap() == content());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
