@@ -61,10 +61,11 @@ impl Rescue {
     }
 }
 
-/// A resource service of this cluster, not locked. Locks are looked up again at each message.
+/// A member of this cluster in whatever role, not locked: releases are no secret, and a Proxy or Auth Service is fed from the mirror
+/// too. Locks are looked up again at each message.
 fn identify(shared: &Shared, identity: Option<Identity>) -> Result<HostIdentity, Option<Public>> {
     match identity {
-        Some(Identity::Host(host)) if host.roles.iter().any(SystemRole::is_agent) => match may_stay(shared, &host) {
+        Some(Identity::Host(host)) if host.roles.iter().any(|role| role.window(false).is_some()) => match may_stay(shared, &host) {
             Ok(()) => Ok(host),
             Err(locked) => Err(Some(locked)),
         },
@@ -81,7 +82,7 @@ pub(crate) async fn serve(shared: &Shared, mut stream: IoStream, identity: Optio
     let host = match identify(shared, identity) {
         Ok(host) => host,
         Err(told) => {
-            let error = told.clone().unwrap_or_else(|| Public::new(Code::AccessIdentity, "only resource services are rescued"));
+            let error = told.clone().unwrap_or_else(|| Public::new(Code::AccessIdentity, "only members of the cluster are rescued"));
             shared.record.stranger(peer, DOOR, &error);
             if let Some(locked) = told {
                 refuse(&mut stream, locked).await;
@@ -271,6 +272,12 @@ async fn advise(shared: &Shared, stream: &mut IoStream, host: &HostIdentity, sta
     write(stream, &ToHost::Advice(told), &[]).await
 }
 
+/// Whether a visit means that the host serves nobody. An Auth Service or a Proxy comes for files alone: how it is, it says itself.
+fn is_lost(host: &HostIdentity) -> bool {
+    let agent = SystemRole::Node.window(false);
+    host.roles.iter().any(|role| role.window(false) == agent)
+}
+
 /// Reports the visit; what hosts may run, as the Auth Service says now or said last. An error when this Proxy itself may not serve:
 /// then its advice would be of a cluster that is gone.
 async fn report(
@@ -280,6 +287,10 @@ async fn report(
     other_build: bool,
     releases: &[Version],
 ) -> Result<Option<Known>, Public> {
+    let last = || shared.rescue.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if !is_lost(host) {
+        return Ok(last());
+    }
     let request = pb::ReportQuarantineRequest {
         host_id: host.id.to_string(),
         version: status.version.chars().take(64).collect(),
@@ -297,5 +308,5 @@ async fn report(
         Ok(Err(error)) => tracing::warn!(host = %host.id, %error, "a host that came for rescue could not be reported"),
         Err(_) => tracing::warn!(host = %host.id, "the Auth Service does not answer; a host that came for rescue is not in the inventory"),
     }
-    Ok(shared.rescue.known.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    Ok(last())
 }

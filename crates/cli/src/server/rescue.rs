@@ -108,6 +108,9 @@ async fn ask_one(credentials: &HostCredentials, proxy: &str, output: Option<&Pat
     Ok(Rescued { advice, proxy: proxy.to_owned(), file })
 }
 
+/// The Proxy that says the digest also serves the file: only another source makes it worth something.
+const COMPARE: &str = "Before you install it, compare the digest with SHA256SUMS or releases.toml of that release, from where you trust them, not from this Proxy.\n";
+
 /// The archive for this system, else whatever there is.
 fn archive(advice: &Advice) -> Option<&Artifact> {
     advice.artifacts.iter().find(|artifact| artifact.name.as_str().ends_with(".tar.gz")).or(advice.artifacts.first())
@@ -120,9 +123,9 @@ fn text(advice: &Advice, proxy: &str, file: Option<&Path>) -> String {
         out.push_str(&format!("  {}  {:>12}  {}\n", artifact.sha256, artifact.size, artifact.name));
     }
     match (file, archive(advice), advice.action) {
-        (Some(file), ..) => out.push_str(&format!("Fetched from {proxy}, its digest holds: {}\n", file.display())),
+        (Some(file), ..) => out.push_str(&format!("Fetched from {proxy}, it is what that Proxy said: {}\n{COMPARE}", file.display())),
         (None, Some(artifact), Action::Install) => {
-            out.push_str(&format!("Fetch {} with: lockgate rescue --output <directory>\n", artifact.name));
+            out.push_str(&format!("Fetch {} with: lockgate rescue --output <a new directory of your own>\n{COMPARE}", artifact.name));
         }
         (None, None, Action::Install) => {
             out.push_str(&format!("The Proxy {proxy} holds no file of it: take it from where you have releases.\n"))
@@ -156,7 +159,9 @@ mod tests {
         advice.artifacts = vec![artifact];
         let shown = text(&advice, "p:1", None);
         assert!(shown.starts_with("this host runs 1.0.0.\ninstall 2.1.0[2J.\n  abab"), "{shown}");
-        assert!(shown.ends_with("Fetch lockgate-2.1.0-linux-amd64.tar.gz with: lockgate rescue --output <directory>\n"), "{shown}");
-        assert!(text(&advice, "p:1", Some(Path::new("/tmp/x"))).ends_with("its digest holds: /tmp/x\n"));
+        let ends = "Fetch lockgate-2.1.0-linux-amd64.tar.gz with: lockgate rescue --output <a new directory of your own>\n";
+        assert!(shown.ends_with(&format!("{ends}{COMPARE}")), "{shown}");
+        let fetched = text(&advice, "p:1", Some(Path::new("/x/y")));
+        assert!(fetched.contains("  abab") && fetched.ends_with(&format!("it is what that Proxy said: /x/y\n{COMPARE}")), "{fetched}");
     }
 }

@@ -233,7 +233,21 @@ async fn attack_row_21_names_that_lead_elsewhere_and_bytes_that_are_no_message_e
 }
 
 #[tokio::test]
-async fn strangers_users_proxies_and_foreign_or_ended_certificates_get_not_a_word() {
+async fn members_of_every_role_fetch_from_the_mirror_and_only_resource_services_are_reported() {
+    let mirror = tempfile::tempdir().unwrap();
+    let rig = rig(mirror.path()).await;
+    for (number, role) in (20..).zip([SystemRole::Auth, SystemRole::Proxy, SystemRole::Db, SystemRole::Other("app".into())]) {
+        let member = rig.cluster.member(id(number), "m", role, &[]).tls;
+        let mut stream = rig.tls(Some(&member), alpn::RESCUE).await.unwrap();
+        assert_eq!(advice(&mut stream, "6.1.0").await.artifacts.len(), 1);
+        assert!(fetch(&mut stream, 0, 10).await.0 == content()[..10]);
+    }
+    let reported: Vec<_> = rig.auth.quarantines().into_iter().map(|report| report.host_id).collect();
+    assert_eq!(reported, [id(22).to_string(), id(23).to_string()]);
+}
+
+#[tokio::test]
+async fn strangers_users_and_foreign_or_ended_certificates_get_not_a_word() {
     let mirror = tempfile::tempdir().unwrap();
     let rig = rig(mirror.path()).await;
     let silent = async |identity: Option<&TlsIdentity>, who: &str| {
@@ -245,7 +259,7 @@ async fn strangers_users_proxies_and_foreign_or_ended_certificates_get_not_a_wor
     let foreign = Cluster::new("example");
     silent(None, "nobody").await;
     silent(Some(&rig.cluster.user("alice", &["admin"]).tls), "a user").await;
-    silent(Some(&rig.cluster.member(id(9), "p2", SystemRole::Proxy, &[]).tls), "a Proxy").await;
+    silent(Some(&rig.cluster.member(id(9), "admin", SystemRole::Admin, &[]).tls), "an administrator's certificate").await;
     silent(Some(&foreign.member(id(1), "node1", SystemRole::Node, &[]).tls), "another cluster's host").await;
     let ended = host(&rig, 1);
     rig.clock.advance(30 * HOUR);
