@@ -10,10 +10,10 @@ mod visit;
 pub use visit::{RescueError, Visit};
 
 use crate::{proxies::Proxies, tunnel::Dialer};
-use client::cache::Cache;
+use client::{cache::Cache, known_proxies};
 use net::{backoff::Backoff, shutdown::Shutdown};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -100,7 +100,7 @@ pub(crate) struct Rescue {
     pub(crate) quarantine: Quarantine,
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) proxies: Proxies,
-    /// As configured; those that were told of come after.
+    /// As configured; those that were told of come after, and those that this host knew when it was last well.
     pub(crate) given: Vec<String>,
     /// Reached by a port of its own.
     pub(crate) listens: bool,
@@ -141,7 +141,12 @@ impl Rescue {
             extra: Extra::new(),
         };
         let mut failed = None;
-        for addr in self.given.iter().cloned().chain(self.proxies.addrs()) {
+        let mut asked_already = BTreeSet::new();
+        let known = known_proxies::load(&self.data_dir);
+        for addr in self.given.iter().cloned().chain(self.proxies.addrs()).chain(known) {
+            if !asked_already.insert(addr.clone()) {
+                continue;
+            }
             let asked = async {
                 let mut visit = self.dialer.visit(&addr).await?;
                 visit.status(status.clone()).await

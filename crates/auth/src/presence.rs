@@ -25,35 +25,49 @@ use wire::api as pb;
 /// How old the sentences may be.
 const FRESH: Duration = Duration::from_secs(30);
 
-/// The sentences of the moment, and when they were made.
-type Made = Option<(Time, Arc<Vec<String>>)>;
+/// The most addresses of Proxies that are told.
+const MAX_PROXIES: usize = 32;
+
+/// What members are told of the cluster, and when that was put together.
+type Made = Option<(Time, Arc<Told>)>;
+
+/// What members are told of the cluster.
+#[derive(Default)]
+pub(crate) struct Told {
+    alerts: Vec<String>,
+    /// Where its Proxies are: a host that is refused later asks them for rescue.
+    proxies: Vec<String>,
+}
 
 /// Made by one at a time, for whoever asks meanwhile too.
 #[derive(Default)]
 pub(crate) struct Notices(tokio::sync::Mutex<Made>);
 
 impl Notices {
-    async fn all(&self, core: &Arc<Core>, now: Time) -> Arc<Vec<String>> {
+    async fn all(&self, core: &Arc<Core>, now: Time) -> Arc<Told> {
         let mut held = self.0.lock().await;
-        if let Some((_, lines)) = held.as_ref().filter(|(made, _)| now.since(*made) < FRESH) {
-            return lines.clone();
+        if let Some((_, told)) = held.as_ref().filter(|(made, _)| now.since(*made) < FRESH) {
+            return told.clone();
         }
         // Every member is looked at: with a hundred thousand of them that takes a while, in which others are served.
         let of = core.clone();
-        let lines = tokio::task::spawn_blocking(move || alerts(&of, now)).await.unwrap_or_default();
-        let lines = Arc::new(lines);
-        *held = Some((now, lines.clone()));
-        lines
+        let told = tokio::task::spawn_blocking(move || tell(&of, now)).await.unwrap_or_default();
+        let told = Arc::new(told);
+        *held = Some((now, told.clone()));
+        told
     }
 }
 
-fn alerts(core: &Core, now: Time) -> Vec<String> {
+fn tell(core: &Core, now: Time) -> Told {
     let control = core.mirror.control();
     let members = core.mirror.members();
     core.metrics.quarantined.store(quarantine::count_now(&members), std::sync::atomic::Ordering::Relaxed);
-    let Some(control) = control.as_ref() else { return Vec::new() };
+    let serves = |member: &&Resource<Member>| !matches!(member.spec.state.as_str(), "draining" | Member::QUARANTINED);
+    let proxies = members.iter().filter(|member| member.spec.roles.contains(&SystemRole::Proxy)).filter(serves);
+    let proxies = proxies.flat_map(|member| member.spec.proxy_addrs()).take(MAX_PROXIES).collect();
+    let Some(control) = control.as_ref() else { return Told { alerts: Vec::new(), proxies } };
     let inventory = upgrade::inventory::summarise(&members, control, now, presence::OFFLINE_AFTER);
-    inventory.alerts.into_iter().map(|alert| format!("{}; {}", alert.text, alert.cure)).collect()
+    Told { alerts: inventory.alerts.into_iter().map(|alert| format!("{}; {}", alert.text, alert.cure)).collect(), proxies }
 }
 
 /// Takes one heartbeat.
@@ -102,7 +116,8 @@ pub(crate) async fn heartbeat(call: Call, ask: pb::HeartbeatRequest) -> Result<p
     count(&core.metrics.heartbeats);
     let random = rand::random::<u32>();
     let interval = presence::interval(presence::HEARTBEAT, random).as_secs().max(1);
-    Ok(pb::HeartbeatReply { interval, notices: notices(&call, host, &member).await })
+    let told = core.notices.all(core, call.now).await;
+    Ok(pb::HeartbeatReply { interval, notices: notices(&call, host, &member, &told), proxies: told.proxies.clone() })
 }
 
 async fn take_node(
@@ -180,9 +195,9 @@ fn check_metadata(metadata: &Metadata) -> Result<(), Fault> {
 }
 
 /// Alerts name hosts, so only the services that administrators run get them all; an agent hears of itself.
-async fn notices(call: &Call, host: &HostIdentity, member: &Resource<Member>) -> Vec<String> {
+fn notices(call: &Call, host: &HostIdentity, member: &Resource<Member>, told: &Told) -> Vec<String> {
     if host.roles.iter().any(|role| matches!(role, SystemRole::Auth | SystemRole::Proxy | SystemRole::Admin)) {
-        return call.core.notices.all(&call.core, call.now).await.as_ref().clone();
+        return told.alerts.clone();
     }
     let (own, ours) = (member.spec.version.major(), call.core.version.major());
     if own >= ours {

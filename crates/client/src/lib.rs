@@ -11,6 +11,7 @@ pub mod credentials;
 pub mod host;
 pub mod identity_file;
 pub mod keys;
+pub mod known_proxies;
 pub mod login;
 pub mod presence;
 pub mod profile;

@@ -39,17 +39,20 @@ pub struct Pulse {
     pub error: Option<Public>,
     /// Lines for whoever runs this process.
     pub notices: Vec<String>,
+    /// Where the Proxies of the cluster are.
+    pub proxies: Vec<String>,
 }
 
-/// Sends one heartbeat; the answer is when the next is due and what to tell the operator.
-pub async fn beat(api: &Api, beat: &Beat) -> Result<(Duration, Vec<String>), Public> {
+/// Sends one heartbeat; the answer is when the next is due, and what is told.
+pub async fn beat(api: &Api, beat: &Beat) -> Result<(Duration, Pulse), Public> {
     let request = pb::HeartbeatRequest {
         member: beat.member.to_document().to_json().into(),
         node: beat.node.as_ref().map(|node| node.to_document().to_json().into()).unwrap_or_default(),
         ssh_port: u32::from(beat.ssh_port),
     };
     let reply = api.heartbeat(request).await?;
-    Ok((Duration::from_secs(reply.interval).clamp(SHORTEST, LONGEST), reply.notices))
+    let pulse = Pulse { alive: true, error: None, notices: reply.notices, proxies: reply.proxies };
+    Ok((Duration::from_secs(reply.interval).clamp(SHORTEST, LONGEST), pulse))
 }
 
 /// Sends heartbeats until stopped: at once, then as the server asks, and once more when draining begins, so that the
@@ -72,9 +75,9 @@ pub async fn run(
             sent = beat(&api, &now) => sent,
         };
         let wait = match sent {
-            Ok((interval, notices)) => {
+            Ok((interval, fresh)) => {
                 backoff.reset();
-                tell(&pulse, Pulse { alive: true, error: None, notices });
+                tell(&pulse, fresh);
                 interval.mul_f64(random.random_range(0.8..=1.2))
             }
             Err(error) => {

@@ -190,6 +190,26 @@ async fn g12_heartbeats_tell_proxies_which_hosts_are_behind() {
 }
 
 #[tokio::test]
+async fn heartbeats_tell_every_member_where_the_proxies_are_that_serve() {
+    let cluster = Cluster::start().await;
+    let saying = |id: u128, addr: &str, state: &str| {
+        let mut beats = beat(id, "x", &[], 0);
+        let mut says = types::Document::from_json(&beats.member).unwrap();
+        says.spec["proxy_public_addr"] = addr.into();
+        says.spec["state"] = state.into();
+        beats.member = says.to_json().into();
+        member_only(beats)
+    };
+    cluster.member(13, SystemRole::Proxy).await.0.heartbeat(saying(13, "one:3080", "active")).await.unwrap();
+    cluster.member(14, SystemRole::Proxy).await.0.heartbeat(saying(14, "two:3080", "draining")).await.unwrap();
+    // No host says of itself that it is one.
+    cluster.member(15, SystemRole::Node).await.0.heartbeat(saying(15, "me:3080", "active")).await.unwrap();
+    cluster.clock.advance(Duration::from_secs(31));
+    let told = cluster.member(12, SystemRole::Node).await.0.heartbeat(member_only(beat(12, "x", &[], 0))).await.unwrap().into_inner();
+    assert_eq!(told.proxies, ["one:3080"]);
+}
+
+#[tokio::test]
 async fn a_member_renews_its_own_certificates_and_a_locked_one_does_nothing() {
     let cluster = Cluster::start().await;
     let (mut node, ..) = cluster.member(11, SystemRole::Node).await;

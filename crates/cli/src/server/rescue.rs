@@ -11,7 +11,7 @@ use crate::{
     output::{Format, show_value, write_out},
 };
 use agent::rescue::Visit;
-use client::host::HostCredentials;
+use client::{host::HostCredentials, known_proxies};
 use net::clock::SystemClock;
 use serde_json::json;
 use std::{
@@ -53,10 +53,14 @@ fn settings(args: &RescueArgs) -> Result<(PathBuf, Vec<String>), Public> {
     let data_dir = args.data_dir.clone().or(general.data_dir).unwrap_or_else(|| config::DEFAULT_DATA_DIR.into());
     let proxies: Vec<String> = match &args.proxy_server {
         Some(named) => named.split(',').map(|addr| addr.trim().to_owned()).collect(),
-        None => general.proxy_server.into_iter().chain(general.proxy_servers).collect(),
+        None => {
+            let mut named: Vec<String> = general.proxy_server.into_iter().chain(general.proxy_servers).collect();
+            named.extend(known_proxies::load(&data_dir).into_iter().filter(|known| !named.contains(known)).collect::<Vec<_>>());
+            named
+        }
     };
     if proxies.is_empty() {
-        let public = Public::new(Code::Usage, "this host's configuration names no Proxy");
+        let public = Public::new(Code::Usage, "this host's configuration names no Proxy, and it knew none when it was last well");
         return Err(public.hint("name one with --proxy-server=<proxy>:3080"));
     }
     Ok((data_dir, proxies))

@@ -16,6 +16,7 @@ use client::{
     cache::{AGENT_KINDS, Cache, PROXY_KINDS},
     host::{self, HostCredentials, Joining},
     keys::KeyPair,
+    known_proxies,
     presence::{self, Beat, Pulse},
 };
 use net::{
@@ -453,8 +454,23 @@ fn keep_present(
         });
         Beat { member: Resource::new(Metadata::named(&host_id), member), node, ssh_port: ssh.flatten().unwrap_or(0) }
     };
-    let (pulse, _) = watch::channel(Pulse::default());
+    let (pulse, felt) = watch::channel(Pulse::default());
+    process.tasks.spawn("known proxies", keep_known_proxies(felt, process.settings.data_dir.clone(), process.shutdown.clone()));
     process.tasks.spawn("heartbeats", presence::run(api.clone(), describe, pulse, rand::random(), process.shutdown.clone()));
+}
+
+/// Keeps where the Proxies are for the day on which this host is refused for its version.
+async fn keep_known_proxies(mut felt: watch::Receiver<Pulse>, data_dir: PathBuf, shutdown: Shutdown) {
+    loop {
+        let proxies = felt.borrow_and_update().proxies.clone();
+        if let Err(error) = known_proxies::save(&data_dir, &proxies) {
+            tracing::warn!(%error, "the addresses of the Proxies could not be kept for a rescue");
+        }
+        tokio::select! {
+            () = shutdown.stopping() => return,
+            changed = felt.changed() => if changed.is_err() { return },
+        }
+    }
 }
 
 async fn diagnostics(process: &Process) -> Result<(), Public> {

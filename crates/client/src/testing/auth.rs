@@ -384,7 +384,7 @@ impl Auth for Served {
             state.notices.clone()
         };
         fake.wake();
-        Ok(Response::new(pb::HeartbeatReply { interval: Duration::from_secs(60).as_secs(), notices }))
+        Ok(Response::new(pb::HeartbeatReply { interval: Duration::from_secs(60).as_secs(), notices, proxies: vec!["proxy1:3080".into()] }))
     }
 
     async fn report_quarantine(&self, _: Request<pb::ReportQuarantineRequest>) -> Result<Response<pb::ReportQuarantineReply>, Status> {

@@ -342,6 +342,9 @@ pub struct HeartbeatReply {
     /// Alerts for whoever runs this process, one line each.
     #[prost(string, repeated, tag = "2")]
     pub notices: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Where the Proxies of the cluster are, host:port; kept for the day on which this process is refused for its version.
+    #[prost(string, repeated, tag = "3")]
+    pub proxies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReportQuarantineRequest {
