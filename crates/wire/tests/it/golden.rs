@@ -179,6 +179,8 @@ fn the_rescue_protocol_is_as_it_was_released() {
             told(&rescue::ToHost::Advice(advice(rescue::Action::Retry)), b""),
             told(&rescue::ToHost::Chunk(chunk), &[0, 255, b'\n']),
             told(&rescue::ToHost::Refused { error: refused(), extra: Extra::new() }, b""),
+            said(&rescue::ToProxy::Unknown),
+            told(&rescue::not_known("10.2.0"), b""),
         ],
     );
 }
