@@ -7,7 +7,7 @@
 
 mod visit;
 
-pub use visit::{RescueError, Visit};
+pub use visit::{BadPlace, RescueError, Visit};
 
 use crate::{proxies::Proxies, tunnel::Dialer};
 use client::{cache::Cache, known_proxies};

@@ -24,6 +24,8 @@ use wire::api as pb;
 
 /// How old the sentences may be.
 const FRESH: Duration = Duration::from_secs(30);
+/// And while no Proxy is known: the first ones come soon after the Auth Service.
+const EARLY: Duration = Duration::from_secs(2);
 
 /// The most addresses of Proxies that are told.
 const MAX_PROXIES: usize = 32;
@@ -46,7 +48,8 @@ pub(crate) struct Notices(tokio::sync::Mutex<Made>);
 impl Notices {
     async fn all(&self, core: &Arc<Core>, now: Time) -> Arc<Told> {
         let mut held = self.0.lock().await;
-        if let Some((_, told)) = held.as_ref().filter(|(made, _)| now.since(*made) < FRESH) {
+        let fresh = |told: &Told| if told.proxies.is_empty() { EARLY } else { FRESH };
+        if let Some((_, told)) = held.as_ref().filter(|(made, told)| now.since(*made) < fresh(told)) {
             return told.clone();
         }
         // Every member is looked at: with a hundred thousand of them that takes a while, in which others are served.
@@ -225,15 +228,15 @@ pub(crate) const ADDRESS: &str = "auth_addr";
 
 /// Keeps the Auth Service itself in the inventory. It leaves at once when it drains.
 pub(crate) async fn keep_self(core: Arc<Core>, own: Own) {
-    let (mut state, mut told) = ("active", Arc::new(Vec::new()));
+    let (mut state, mut told) = ("active", Arc::new(Told::default()));
     loop {
         if let Err(error) = put(&core, &own_member(&core, &own, state).to_document()).await {
             tracing::warn!(%error, "could not report as a member");
         }
         let lines = core.notices.all(&core, core.now()).await;
         // Said once, not each minute.
-        if lines != told {
-            lines.iter().for_each(|line| tracing::warn!("{line}"));
+        if lines.alerts != told.alerts {
+            lines.alerts.iter().for_each(|line| tracing::warn!("{line}"));
             told = lines;
         }
         let wait = presence::interval(presence::HEARTBEAT, rand::random());

@@ -53,10 +53,24 @@ pub enum RescueError {
     Answer,
     #[error("the file {path}: {source}")]
     File { path: PathBuf, source: io::Error },
-    #[error("{path}: {why}")]
-    Place { path: PathBuf, why: &'static str },
+    #[error(transparent)]
+    Place(#[from] BadPlace),
     #[error("{0} has another digest than the Proxy said; it was removed")]
     Digest(FileName),
+}
+
+/// Why nothing is written where it was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {why}")]
+pub struct BadPlace {
+    path: PathBuf,
+    why: String,
+}
+
+impl BadPlace {
+    fn at(path: &Path, why: impl std::fmt::Display) -> Self {
+        Self { path: path.to_owned(), why: why.to_string() }
+    }
 }
 
 impl From<FrameError> for RescueError {
@@ -90,7 +104,7 @@ impl RescueError {
             Self::Tls(_) => Public::new(Code::Certificate, self.to_string()),
             Self::Message(_) | Self::Answer => Public::new(Code::VersionProtocol, self.to_string()),
             Self::File { .. } => Public::new(Code::Usage, self.to_string()).hint("name another directory with --output"),
-            Self::Place { .. } => {
+            Self::Place(_) => {
                 Public::new(Code::Usage, self.to_string()).hint("name a new directory of your own with --output, such as mktemp -d makes")
             }
             Self::Digest(_) => Public::new(Code::MirrorBroken, self.to_string())
@@ -235,31 +249,30 @@ impl Visit {
 }
 
 /// The directory itself, without links that somebody may turn; refused if somebody else could change what is written there.
-fn own_directory(path: &Path) -> Result<PathBuf, RescueError> {
-    let failed = |source| RescueError::File { path: path.to_owned(), source };
+fn own_directory(path: &Path) -> Result<PathBuf, BadPlace> {
+    let failed = |error: io::Error| BadPlace::at(path, error);
     let itself = fs::canonicalize(path).map_err(failed)?;
     let about = fs::symlink_metadata(&itself).map_err(failed)?;
-    let refused = |why| Err(RescueError::Place { path: path.to_owned(), why });
     if !about.is_dir() {
-        return refused("it is no directory");
+        return Err(BadPlace::at(path, "it is no directory"));
     }
     if about.uid() != rustix::process::geteuid().as_raw() {
-        return refused("the directory belongs to another user");
+        return Err(BadPlace::at(path, "the directory belongs to another user"));
     }
     if about.mode() & 0o022 != 0 {
-        return refused("other users may write in the directory");
+        return Err(BadPlace::at(path, "other users may write in the directory"));
     }
     Ok(itself)
 }
 
 /// The file as far as it is there: a plain file of our own under this name alone.
-fn open_part(path: &Path) -> Result<File, RescueError> {
-    let failed = |source| RescueError::File { path: path.to_owned(), source };
+fn open_part(path: &Path) -> Result<File, BadPlace> {
+    let failed = |error: io::Error| BadPlace::at(path, error);
     let flags = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or_default();
     let file = OpenOptions::new().read(true).create(true).append(true).mode(0o600).custom_flags(flags).open(path).map_err(failed)?;
     let about = file.metadata().map_err(failed)?;
     if !about.is_file() || about.nlink() != 1 || about.uid() != rustix::process::geteuid().as_raw() {
-        return Err(RescueError::Place { path: path.to_owned(), why: "it is no plain file of this user's own" });
+        return Err(BadPlace::at(path, "it is no plain file of this user's own"));
     }
     Ok(file)
 }

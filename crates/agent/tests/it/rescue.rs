@@ -197,7 +197,7 @@ async fn attack_a_release_is_written_only_where_nobody_else_can_turn_it_into_som
     for mode in [0o1777, 0o770] {
         fs::set_permissions(into.path(), fs::Permissions::from_mode(mode)).unwrap();
         let error = refused(into.path()).await;
-        assert!(matches!(error, RescueError::Place { .. }) && error.public().hint.unwrap().contains("mktemp -d"));
+        assert!(matches!(error, RescueError::Place(_)) && error.public().hint.unwrap().contains("mktemp -d"));
         assert_eq!(fs::read_dir(into.path()).unwrap().count(), 0);
     }
     fs::set_permissions(into.path(), fs::Permissions::from_mode(0o700)).unwrap();
@@ -205,10 +205,10 @@ async fn attack_a_release_is_written_only_where_nobody_else_can_turn_it_into_som
     let (part, secret) = (into.path().join(format!("{}.part", genuine.name)), into.path().join("shadow"));
     fs::write(&secret, vec![b'x'; 300_000]).unwrap();
     std::os::unix::fs::symlink(&secret, &part).unwrap();
-    assert!(matches!(refused(into.path()).await, RescueError::File { .. }));
+    assert!(matches!(refused(into.path()).await, RescueError::Place(_)));
     fs::remove_file(&part).unwrap();
     fs::hard_link(&secret, &part).unwrap();
-    assert!(matches!(refused(into.path()).await, RescueError::Place { .. }));
+    assert!(matches!(refused(into.path()).await, RescueError::Place(_)));
     assert_eq!(fs::read(&secret).unwrap(), vec![b'x'; 300_000]);
     fs::remove_file(&part).unwrap();
     assert!(fs::read(open().await.fetch(&genuine, into.path(), &mut |_| ()).await.unwrap()).unwrap() == content());

@@ -254,6 +254,7 @@ fn status(error: &Public) -> StatusCode {
         | Code::BackupTooLarge
         | Code::BackupIo
         | Code::MirrorBroken
+        | Code::RescueUnknown
         | Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
