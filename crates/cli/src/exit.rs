@@ -1,7 +1,7 @@
 //! How a command ends: the error a person reads, and the exit status a script reads.
 //!
 //! The user reads at most three lines: `error:` what could not be done, `cause:` why, with its stable code, `hint:` what to
-//! do next. Never a stack trace. Statuses are those of [`Status`]; `tsh ssh` passes the remote status through.
+//! do next. Never a stack trace. Statuses are those of [`Status`] and no others; `tsh ssh` passes the remote status through.
 
 use std::process::ExitCode;
 use types::{Code, Public};
@@ -13,8 +13,8 @@ macro_rules! statuses {
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         pub(crate) enum Status { $(#[doc = $meaning] $name = $number),+ }
         impl Status {
-            /// Every status: number and meaning, for the generated reference.
-            pub(crate) const ALL: &[(u8, &str)] = &[$(($number, $meaning)),+];
+            /// Every status and its meaning, for the generated reference.
+            pub(crate) const ALL: &[(Self, &str)] = &[$((Self::$name, $meaning)),+];
         }
     };
 }
@@ -23,6 +23,10 @@ statuses! {
     Done = 0: "done",
     Failed = 1: "failed; standard error says why, with a stable code",
     Usage = 2: "wrong usage of a command",
+    Blocked = 3: "not done: it stands still until a person decides; what is in the way was told",
+    Refused = 4: "not done: a rule of upgrades forbids it now; the hint names the step that comes first",
+    Paused = 5: "an upgrade failed on the way and stands paused; nothing is lost, and it goes on or back by command",
+    Waiting = 10: "not done yet: what it waits for has not come to pass; asking again later helps",
     Session = 255: "`tsh ssh`: the session failed, not the command; any other status is the command's own",
 }
 
@@ -59,7 +63,16 @@ impl Failure {
         if let Some(hint) = &self.cause.hint {
             eprintln!("{} {}", style.dim("hint:"), plain(hint));
         }
-        if self.cause.is(Code::Usage) { Status::Usage.into() } else { Status::Failed.into() }
+        self.status().into()
+    }
+    /// What a script is told of it.
+    fn status(&self) -> Status {
+        match self.cause.known() {
+            Some(Code::Usage) => Status::Usage,
+            Some(Code::UpgradeRefused | Code::UpgradeRunning) => Status::Refused,
+            Some(Code::UpgradeWaits) => Status::Waiting,
+            _ => Status::Failed,
+        }
     }
 }
 
@@ -133,4 +146,25 @@ pub(crate) fn io(error: &std::io::Error) -> Public {
 /// Wrong usage: exit status 2.
 pub(crate) fn usage(message: impl Into<String>) -> Public {
     Public::new(Code::Usage, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_code_decides_the_status() {
+        let check = |code, expected| assert_eq!(Failure::new("do it", Public::new(code, "no")).status(), expected);
+        check(Code::Usage, Status::Usage);
+        check(Code::UpgradeWaits, Status::Waiting);
+        check(Code::UpgradeRefused, Status::Refused);
+        check(Code::UpgradeRunning, Status::Refused);
+        check(Code::AccessDenied, Status::Failed);
+    }
+
+    #[test]
+    fn no_two_statuses_share_a_number() {
+        let numbers: std::collections::BTreeSet<u8> = Status::ALL.iter().map(|(status, _)| *status as u8).collect();
+        assert_eq!(numbers.len(), Status::ALL.len());
+    }
 }

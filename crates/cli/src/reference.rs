@@ -56,8 +56,8 @@ fn events() -> String {
 fn exit() -> String {
     let mut out =
         String::from("# Exit statuses\n\nGenerated from the code. A status keeps its meaning.\n\n| status | meaning |\n|---|---|\n");
-    for (number, meaning) in crate::exit::Status::ALL {
-        put(&mut out, &format!("| `{number}` | {meaning} |"));
+    for (status, meaning) in crate::exit::Status::ALL {
+        put(&mut out, &format!("| `{}` | {meaning} |", *status as u8));
     }
     out
 }

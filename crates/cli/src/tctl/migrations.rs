@@ -1,12 +1,12 @@
 //! `tctl migrations …`: how far changes of what is stored are, and the few decisions about them that are a person's (docs/migrations.md).
 //!
 //! They run by themselves. A person looks at rows that cannot be migrated and consents to the repair of each by name, or wants one
-//! back. Statuses for scripts: 0 done, 2 still under way, 3 it waits for somebody, 4 refused.
+//! back. Statuses for scripts: 0 done, 10 still under way, 3 it waits for somebody, 4 refused.
 
-use super::{Global, connect, windows::ended};
+use super::{Global, connect};
 use crate::{
     connection::Connection,
-    exit::{Could as _, Failure, Outcome},
+    exit::{Could as _, Failure, Outcome, Status},
     output::{Format, Style, Table, show, show_value, write_out},
 };
 use clap::Subcommand;
@@ -49,7 +49,7 @@ pub(crate) enum Migrations {
         proposal: Option<String>,
     },
     /// Takes a migration back: the former form is the only one again, and it does not begin anew until `retry`
-    #[command(after_help = "Exit status: 0 it is undone, 2 it is under way still, 3 it waits for somebody, 4 refused.")]
+    #[command(after_help = "Exit status: 0 it is undone, 10 it is under way still, 3 it waits for somebody, 4 refused.")]
     Undo {
         /// The migration
         migration: String,
@@ -71,9 +71,6 @@ pub(crate) enum Migrations {
 }
 
 const LOOK: Duration = Duration::from_millis(300);
-/// Statuses of the design, 3.10.
-const UNDER_WAY: u8 = 2;
-const HELD: u8 = 3;
 
 pub(crate) fn run(global: &Global, what: &Migrations) -> Outcome {
     match what {
@@ -171,7 +168,7 @@ fn repair(global: &Global, migration: &str, key: &str, proposal: Option<&str>) -
             write_out(&format!("{} {key}; the check begins anew.\n", Style::of_stdout().green("Repaired"))).could("print")?;
             Ok(ExitCode::SUCCESS)
         }
-        Err(public) => ended(Failure::new(could(), public)),
+        Err(public) => Err(Failure::new(could(), public)),
     }
 }
 
@@ -220,7 +217,7 @@ fn undo(global: &Global, migration: &str, wait: Duration, format: Format) -> Out
     let could = || format!("undo {migration}");
     let mut status = match turn(&connection, migration, true) {
         Ok(status) => status,
-        Err(public) => return ended(Failure::new(could(), public)),
+        Err(public) => return Err(Failure::new(could(), public)),
     };
     let end = Instant::now() + wait;
     while status.state != "absent" && !status.held && Instant::now() < end {
@@ -230,24 +227,39 @@ fn undo(global: &Global, migration: &str, wait: Duration, format: Format) -> Out
         status = all.into_iter().find(|status| status.id == migration).ok_or_else(gone)?;
     }
     print(&status, format)?;
-    Ok(match (status.state.as_str(), status.held) {
-        ("absent", _) => ExitCode::SUCCESS,
-        (_, true) => ExitCode::from(HELD),
-        (_, false) => ExitCode::from(UNDER_WAY),
-    })
+    Ok(undone(&status).into())
+}
+
+/// How far the way back is, for scripts.
+fn undone(status: &MigrationStatus) -> Status {
+    match (status.state.as_str(), status.held) {
+        ("absent", _) => Status::Done,
+        (_, true) => Status::Blocked,
+        (_, false) => Status::Waiting,
+    }
 }
 
 fn retry(global: &Global, migration: &str, format: Format) -> Outcome {
     let connection = connect::open(global)?;
     match turn(&connection, migration, false) {
         Ok(status) => print(&status, format).map(|()| ExitCode::SUCCESS),
-        Err(public) => ended(Failure::new(format!("begin {migration} again"), public)),
+        Err(public) => Err(Failure::new(format!("begin {migration} again"), public)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_script_can_tell_an_undo_that_is_under_way_from_one_that_is_held() {
+        let check = |state: &str, held, expected| {
+            assert_eq!(undone(&MigrationStatus { state: state.to_owned(), held, ..MigrationStatus::default() }), expected);
+        };
+        check("absent", false, Status::Done);
+        check("undoing", false, Status::Waiting);
+        check("undoing", true, Status::Blocked);
+    }
 
     #[test]
     fn lengths_are_told_in_the_unit_that_fits() {

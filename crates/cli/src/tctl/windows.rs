@@ -1,6 +1,6 @@
 //! `tctl windows …`: which majors the cluster admits in each role, and moving that one step at a time (docs/high-availability.md).
 //!
-//! The Auth Service decides every step; here is asked again while it says that waiting helps. Statuses for scripts: 0 done, 2 what
+//! The Auth Service decides every step; here is asked again while it says that waiting helps. Statuses for scripts: 0 done, 10 what
 //! it waits for has not passed yet, 4 refused, with the step that comes first as the hint. While an upgrade is under way every step is
 //! refused, since the upgrade moves the windows itself; `--force-during-upgrade` insists, and the audit log says so.
 
@@ -30,7 +30,7 @@ pub(crate) enum Windows {
     },
     /// Admits one more major in a role, the next above or, on the way back, below
     #[command(
-        after_help = "Roles are auth, proxy, agent, draining and leaf.\n\nExamples:\n  tctl windows widen auth 9\n\nExit status: 0 done, 2 Auth Services have not acknowledged the last move yet, 4 refused."
+        after_help = "Roles are auth, proxy, agent, draining and leaf.\n\nExamples:\n  tctl windows widen auth 9\n\nExit status: 0 done, 10 Auth Services have not acknowledged the last move yet, 4 refused."
     )]
     Widen {
         /// The role
@@ -82,9 +82,6 @@ pub(crate) enum Windows {
 
 /// How long the Auth Service waits in one call, in seconds.
 const CALL: u32 = 5;
-/// The status of a step that waits, and of one that was refused.
-const WAITING: u8 = 2;
-pub(super) const REFUSED: u8 = 4;
 
 pub(crate) fn run(global: &Global, what: &Windows) -> Outcome {
     match what {
@@ -221,7 +218,7 @@ fn step(global: &Global, step: &Step<'_>, format: Format) -> Outcome {
                     eprintln!("waiting: {}", crate::output::one_line(public.message));
                 }
             }
-            Err(public) => return ended(Failure::new(could, public)),
+            Err(public) => return Err(Failure::new(could, public)),
             Ok(reply) => break reply,
         }
     };
@@ -252,7 +249,7 @@ fn evict(global: &Global, member: &str, (reason, during_upgrade): (&str, bool), 
     };
     let request = EvictMemberRequest { host_id: found.name().to_string(), reason: reason.to_owned(), during_upgrade };
     match connection.run(connection.api().evict_member(request)) {
-        Err(public) => ended(Failure::new(could(), public)),
+        Err(public) => Err(Failure::new(could(), public)),
         Ok(reply) if format != Format::Text => {
             Seen::read(reply, members).could(could())?.print(format)?;
             Ok(ExitCode::SUCCESS)
@@ -261,33 +258,5 @@ fn evict(global: &Global, member: &str, (reason, during_upgrade): (&str, bool), 
             write_out(&format!("{} is evicted: no window waits for it until it reports again.\n", found.spec.hostname)).could("print")?;
             Ok(ExitCode::SUCCESS)
         }
-    }
-}
-
-/// A step that was not done, with a status that tells waiting from refused.
-pub(super) fn ended(failure: Failure) -> Outcome {
-    let status = if failure.cause().is(Code::UpgradeWaits) {
-        WAITING
-    } else if failure.cause().is(Code::UpgradeRefused) || failure.cause().is(Code::UpgradeRunning) {
-        REFUSED
-    } else {
-        return Err(failure);
-    };
-    failure.report();
-    Ok(ExitCode::from(status))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waiting_and_refused_have_statuses_of_their_own() {
-        let status = |code| ended(Failure::new("move", Public::new(code, "no"))).map(|status| format!("{status:?}"));
-        assert_eq!(status(Code::UpgradeWaits).unwrap(), format!("{:?}", ExitCode::from(2)));
-        for refused in [Code::UpgradeRefused, Code::UpgradeRunning] {
-            assert_eq!(status(refused).unwrap(), format!("{:?}", ExitCode::from(4)));
-        }
-        assert!(status(Code::AccessDenied).is_err());
     }
 }
