@@ -78,7 +78,7 @@ pub struct Event {
     pub event: String,
     pub code: String,
     pub time: Time,
-    /// Unique id, given by whoever saw it happen; a repeated upload is recognised by it.
+    /// Unique id, given by whoever saw it happen; with the name and the reporter it tells a repeated upload.
     pub uid: uuid::Uuid,
     /// Details: `user`, `login`, `sid`, `server_id`, `server_hostname`, `addr.remote`, `success`, `error`, `command`, …
     #[serde(flatten)]

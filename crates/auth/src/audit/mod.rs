@@ -225,7 +225,7 @@ impl Audit {
         self.record_all(vec![event]).await
     }
 
-    /// Returns when all events are durable. Events whose id was seen lately are already there.
+    /// Returns when all events are durable. Events that the same reporter told lately are already there.
     pub(crate) async fn record_all(&self, events: Vec<Event>) -> Result<(), AuditError> {
         if events.is_empty() {
             return Ok(());

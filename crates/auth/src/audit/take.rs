@@ -1,7 +1,8 @@
 //! Takes events into the files: one task, one fsync for what comes together, an answer when it is durable.
 //!
-//! Events get their place in the chain here. An event whose id was seen lately is there already: an agent that repeats its upload
-//! does not double it. A write that fails is tried again until it succeeds; meanwhile the bounded queue fills and callers get an
+//! Events get their place in the chain here. An event that the same reporter told lately is there already: an agent that repeats its
+//! upload does not double it. Reporters choose their ids, so an id alone says nothing: nobody silences another's event by using up
+//! its id. A write that fails is tried again until it succeeds; meanwhile the bounded queue fills and callers get an
 //! error, so that what cannot be recorded is not done.
 
 use super::{
@@ -21,46 +22,63 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot};
-use types::{Event, Extra, HostId};
+use types::{Event, HostId};
 use wire::audit::{Line, MAX_EVENT};
 
 /// Calls that share one fsync.
 const GROUP: usize = 256;
-/// Ids of events remembered.
+/// Events remembered.
 const REMEMBERED: usize = 100_000;
 /// Of them, read back at the start: repeats come within minutes.
 const READ_BACK: usize = 10_000;
+/// The field that says who reports an event; the Auth Service writes it over what a host says.
+const REPORTER: &str = "server_id";
 
 pub(super) struct Job {
     pub(super) events: Vec<Event>,
     pub(super) done: oneshot::Sender<()>,
 }
 
-/// Ids seen lately.
+/// What an event is recognised by when it comes again: its id, its name, and the server that reports it, which [`crate::api`] vouches
+/// for. All three stand in the log, also in what is left of an oversized event: [`shortened`].
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Told {
+    uid: uuid::Uuid,
+    event: Box<str>,
+    by: Box<str>,
+}
+
+impl Told {
+    pub(super) fn of(event: &Event) -> Self {
+        Self { uid: event.uid, event: event.event.as_str().into(), by: event.text(REPORTER).into() }
+    }
+}
+
+/// Events seen lately.
 #[derive(Default)]
 pub(super) struct Seen {
-    ids: HashSet<uuid::Uuid>,
-    order: VecDeque<uuid::Uuid>,
+    known: HashSet<Told>,
+    order: VecDeque<Told>,
 }
 
 impl Seen {
     pub(super) async fn of(files: &Files) -> Result<Self, SinkError> {
         let mut seen = Self::default();
-        for id in files.newest_ids(READ_BACK).await? {
-            seen.note(id);
+        for told in files.newest(READ_BACK).await? {
+            seen.note(told);
         }
         Ok(seen)
     }
 
     /// Whether it is new.
-    fn note(&mut self, id: uuid::Uuid) -> bool {
-        let new = self.ids.insert(id);
+    fn note(&mut self, told: Told) -> bool {
+        let new = self.known.insert(told.clone());
         if new {
-            self.order.push_back(id);
+            self.order.push_back(told);
         }
         while self.order.len() > REMEMBERED {
             if let Some(old) = self.order.pop_front() {
-                self.ids.remove(&old);
+                self.known.remove(&old);
             }
         }
         new
@@ -95,7 +113,7 @@ impl Taker {
             }
             let behind = self.files.head();
             let mut head = behind;
-            let fresh = jobs.iter().flat_map(|job| &job.events).filter(|event| self.seen.note(event.uid));
+            let fresh = jobs.iter().flat_map(|job| &job.events).filter(|event| self.seen.note(Told::of(event)));
             let lines: Vec<Line> = fresh.map(|event| Line::chained(&mut head, shortened(event).into())).collect();
             while let Err(error) = self.files.append(self.chain, behind, &lines).await {
                 count(&self.metrics.audit_write_errors);
@@ -133,7 +151,7 @@ fn shortened(event: &Event) -> Vec<u8> {
     if json.len() <= MAX_EVENT {
         return json;
     }
-    // Thousands of small fields: only the envelope is worth keeping.
-    short.fields = Extra::from_iter([("truncated".to_owned(), true.into())]);
+    // Thousands of small fields: only the envelope is worth keeping, and who reported it.
+    short.fields.retain(|field, _| [REPORTER, "server_hostname", "truncated"].contains(&field.as_str()));
     serde_json::to_vec(&short).unwrap_or_default()
 }

@@ -11,6 +11,7 @@ mod writer;
 use super::{
     query::{Found, Query, micros},
     sink::{BATCH, BATCH_BYTES, Checkpoint, Extent, Lines, Sink, SinkError},
+    take::Told,
 };
 use futures::future::{BoxFuture, FutureExt as _};
 use net::clock::SharedClock;
@@ -97,20 +98,20 @@ impl Files {
         parts.iter().rfind(|part| part.first <= index).or(parts.first()).map(Part::shown).unwrap_or_default()
     }
 
-    /// Ids of the newest events, oldest first.
-    pub(super) async fn newest_ids(&self, most: usize) -> Result<Vec<uuid::Uuid>, SinkError> {
+    /// What the newest events are recognised by, oldest first.
+    pub(super) async fn newest(&self, most: usize) -> Result<Vec<Told>, SinkError> {
         self.work(move |files| {
-            let mut ids = Vec::new();
+            let mut newest = Vec::new();
             for part in part::parts(&files.dir)?.iter().rev() {
                 let mut lines = Backwards::open(&part.path, u64::MAX)?;
-                while let Some(line) = lines.next()?.filter(|_| ids.len() < most) {
+                while let Some(line) = lines.next()?.filter(|_| newest.len() < most) {
                     if let Some(event) = decode(&line).and_then(|line| serde_json::from_slice::<types::Event>(line.event).ok()) {
-                        ids.push(event.uid);
+                        newest.push(Told::of(&event));
                     }
                 }
             }
-            ids.reverse();
-            Ok(ids)
+            newest.reverse();
+            Ok(newest)
         })
         .await
     }

@@ -103,6 +103,42 @@ async fn a_repeated_event_is_written_once_even_after_a_restart() {
 }
 
 #[tokio::test]
+async fn an_id_used_up_by_one_reporter_silences_nobody_else() {
+    let log = Log::new();
+    let audit = log.open().await;
+    let told = |kind, by: &str| Event { uid: uuid::Uuid::from_u128(5), ..audit.event(kind).with("server_id", by) };
+    let events = [
+        told(EventKind::Exec, "mallory"),
+        told(EventKind::SessionUpload, "mallory"),
+        told(EventKind::SessionEnd, "mallory"),
+        told(EventKind::SessionEnd, "web-1"),
+    ];
+    for event in &events {
+        audit.record(event.clone()).await.unwrap();
+    }
+    // Also when the first of them were told to a process that is no more.
+    drop(audit);
+    let audit = log.open().await;
+    audit.record_all(events.to_vec()).await.unwrap();
+    assert_eq!(audit.head().events, 4);
+    let late = Event { event: "exec.late".into(), ..events[0].clone() };
+    audit.record(late).await.unwrap();
+    assert_eq!(audit.head().events, 5);
+}
+
+#[tokio::test]
+async fn a_repeat_is_recognised_after_a_restart_although_its_fields_were_given_up() {
+    let log = Log::new();
+    let audit = log.open().await;
+    let many = (0..20_000).fold(audit.event(EventKind::Exec).with("server_id", "web-1"), |event, at| event.with(&format!("x{at}"), at));
+    audit.record(many.clone()).await.unwrap();
+    drop(audit);
+    let audit = log.open().await;
+    audit.record(many).await.unwrap();
+    assert_eq!(audit.head().events, 1);
+}
+
+#[tokio::test]
 async fn a_disk_that_takes_nothing_refuses_what_it_was_about_and_loses_nothing() {
     let log = Log::new();
     let audit = log.open().await;
