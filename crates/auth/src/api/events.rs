@@ -43,9 +43,8 @@ pub(crate) async fn emit(call: Call, ask: pb::EmitEventsRequest) -> Result<pb::E
     for (index, bytes) in (0..).zip(&ask.events) {
         match acceptable(bytes, &permit.name) {
             Ok(event) => {
-                let event = event.with("server_id", permit.name.as_str()).with("cluster_name", call.core.cluster.as_str());
-                let named = event.fields.contains_key("server_hostname");
-                events.push(if named { event } else { event.with("server_hostname", host.name.as_str()) });
+                let event = event.with("server_id", permit.name.as_str()).with("server_hostname", host.name.as_str());
+                events.push(event.with("cluster_name", call.core.cluster.as_str()));
             }
             Err(why) => {
                 tracing::warn!(host = %host.id, why, "an event was refused");

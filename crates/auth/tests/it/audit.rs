@@ -25,6 +25,10 @@ async fn a_member_reports_for_itself_only_and_never_what_only_auth_can_know() {
     node.emit_events(emit(&[start])).await.unwrap();
     let seen = events(&cluster, "session.start").await;
     assert_eq!((seen.len(), seen[0].text("server_id"), seen[0].text("server_hostname")), (1, host_id(11).to_string().as_str(), "node11"));
+    let masked = event(EventKind::Exec, 5).with("server_hostname", "node12").with("cluster_name", "elsewhere");
+    node.emit_events(emit(&[masked])).await.unwrap();
+    let seen = events(&cluster, "exec").await;
+    assert_eq!((seen[0].text("server_hostname"), seen[0].text("cluster_name") == "elsewhere"), ("node11", false));
     let other = event(EventKind::SessionEnd, 2).with("server_id", host_id(12).to_string());
     let ours = [EventKind::Login, EventKind::CertCreate, EventKind::ResourceDelete, EventKind::UserLocked, EventKind::Join];
     let mut mixed = vec![event(EventKind::Exec, 5), other];
