@@ -17,6 +17,9 @@ pub mod documents;
 pub mod etcd;
 mod group;
 mod handle;
+#[cfg(test)]
+#[path = "../../types/tests/it/hold.rs"]
+mod hold;
 mod key;
 mod load;
 #[cfg(feature = "memory")]

@@ -20,3 +20,4 @@ pub mod route;
 pub mod sni;
 pub mod splice;
 pub mod tunnel;
+pub mod web;

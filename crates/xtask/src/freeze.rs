@@ -23,6 +23,15 @@ const DIR: &str = "frozen";
 /// Tells the tests of golden files to write what is new.
 const WRITE: &str = "LOCKGATE_FREEZE";
 
+/// Where golden files are compared: the crate, its kinds of tests, and what their names have.
+const GOLDEN: [(&str, &[&str], &str); 5] = [
+    ("types", &["--test", "it"], "golden::"),
+    ("wire", &["--test", "it"], "golden::"),
+    ("store", &["--lib", "--test", "it"], "as_they_were_released"),
+    ("auth", &["--lib"], "as_they_were_released"),
+    ("harness", &["--test", "it"], "frozen::"),
+];
+
 /// One list: its file, what it is of, and who tells it from the tree as it is now.
 struct List {
     file: &'static str,
@@ -151,9 +160,9 @@ pub(crate) fn freeze(root: &Root) -> Result<()> {
     if released.iter().any(|row| row.version == version) {
         bail!("{version} is released: what it promised stays as it is. The next version gets lists of its own");
     }
-    for (krate, module) in [("types", "golden::"), ("wire", "golden::"), ("harness", "frozen::")] {
+    for (krate, targets, named) in GOLDEN {
         let mut tests = root.cargo();
-        tests.args(["test", "--quiet", "--locked", "-p", krate, "--test", "it", "--", module]).env(WRITE, "1");
+        tests.args(["test", "--quiet", "--locked", "-p", krate]).args(targets).args(["--", named]).env(WRITE, "1");
         capture(&mut tests).with_context(|| format!("golden files of {krate}"))?;
     }
     let now = now(root)?;

@@ -1,6 +1,8 @@
 //! The audit log as its callers see it: `log` its files against a hostile disk, `sinks` what both sinks promise, `shipping` the way
 //! to a real PostgreSQL and what harm does to it, `keeping` retention. The server and the harmful proxy are the store's.
 
+#[path = "../../../types/tests/it/hold.rs"]
+pub(in crate::audit) mod hold;
 #[path = "tests/keeping.rs"]
 mod keeping;
 #[path = "tests/log.rs"]

@@ -22,7 +22,7 @@ use client::{
 use net::{clock::SystemClock, tls::Pin};
 use otp::Authenticator;
 use std::{net::IpAddr, path::Path, process::ExitCode, time::Duration};
-use types::{Code, Extra, Public, Secret, Skew, Ttl, UserName, Version, version::Direction};
+use types::{Code, Public, Secret, Skew, Ttl, UserName, Version, version::Direction};
 
 /// `tsh login`
 pub(crate) fn login(global: &Global, args: &LoginArgs) -> Outcome {
@@ -283,7 +283,7 @@ fn keep(out: Option<&Path>, proxy: &ProxyAddr, ping: &Ping, credentials: &UserCr
         ));
     }
     let home = Home::find().map_err(|error: ProfileError| error.public())?;
-    let mut extra = Extra::new();
+    let mut extra = types::Extra::new();
     extra.insert(profile::SERVER_VERSION.into(), ping.server_version.clone().into());
     let profile = Profile {
         web_proxy_addr: proxy.clone(),
@@ -354,14 +354,7 @@ mod tests {
 
     #[test]
     fn a_cluster_of_another_name_or_version_is_refused_before_any_password() {
-        let ping = |version: String| Ping {
-            server_version: version,
-            min_client_version: String::new(),
-            cluster_name: "demo".into(),
-            cluster_id: String::new(),
-            ca_pins: Vec::new(),
-            extra: Extra::new(),
-        };
+        let ping = |version: String| Ping { server_version: version, cluster_name: "demo".into(), ..Ping::default() };
         let ours = crate::version();
         assert!(check(&ping(ours.to_string()), None).is_ok());
         assert!(check(&ping(ours.to_string()), Some("demo")).is_ok());

@@ -19,14 +19,17 @@ use net::{
     dial::DialError,
     tls::{CertificateDer, ClientConfig, Pin, PinnedName, TlsError, Trust, client_config},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
-use types::{ClusterName, Code, Document, Extra, Public, Secret, Time, Ttl, UserName, Version, version::Direction};
+use types::{ClusterName, Code, Document, Public, Secret, Time, Ttl, UserName, Version, version::Direction};
 use wire::{
     alpn,
     hello::{Hello, Verdict, decide},
     identity::{pin_of_spki, spki_of},
+    web::{InviteTake, InviteTold, Life, LoginAsk, LoginTold},
 };
+
+pub use wire::web::Ping;
 
 /// Which Proxy is believed.
 #[derive(Clone, Debug)]
@@ -102,38 +105,6 @@ impl From<LoginError> for Public {
     }
 }
 
-/// `GET /webapi/ping` and `/webapi/find`. Fields that are not known here are kept.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Ping {
-    pub server_version: String,
-    #[serde(default)]
-    pub min_client_version: String,
-    #[serde(default)]
-    pub cluster_name: String,
-    #[serde(default)]
-    pub cluster_id: String,
-    #[serde(default)]
-    pub ca_pins: Vec<String>,
-    #[serde(flatten)]
-    pub extra: Extra,
-}
-
-impl Ping {
-    /// `off` or `otp`; empty when the Proxy does not say.
-    pub fn second_factor(&self) -> &str {
-        self.text("/auth/second_factor")
-    }
-    /// `host:port` of the SSH jump server, when there is one.
-    pub fn ssh_addr(&self) -> Option<&str> {
-        ["/proxy/ssh/ssh_public_addr", "/proxy/ssh/listen_addr"].iter().map(|path| self.text(path)).find(|text| !text.is_empty())
-    }
-    fn text(&self, path: &str) -> &str {
-        let mut parts = path.split('/').skip(1);
-        let first = parts.next().and_then(|key| self.extra.get(key));
-        parts.fold(first, |value, key| value.and_then(|value| value.get(key))).and_then(serde_json::Value::as_str).unwrap_or("")
-    }
-}
-
 /// Who logs in.
 #[derive(Clone, Debug)]
 pub struct Login {
@@ -146,12 +117,11 @@ pub struct Login {
 }
 
 /// An invitation, looked at but not taken yet.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Invite {
     pub user: UserName,
     pub expires: Time,
     /// `otpauth://` link for the authenticator, when a second factor is required.
-    #[serde(default)]
     pub otp_url: String,
 }
 
@@ -179,33 +149,6 @@ impl std::str::FromStr for InviteLink {
         let proxy = format!("https://{host}").parse().map_err(|_| bad())?;
         Ok(Self { proxy, secret: Secret::new(secret) })
     }
-}
-
-#[derive(Serialize)]
-struct LoginBody<'a> {
-    user: &'a UserName,
-    password: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    otp: Option<&'a str>,
-    ssh_public_key: String,
-    tls_public_key: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ttl: Option<Ttl>,
-}
-
-#[derive(Deserialize)]
-struct LoginReply {
-    ssh_certificate: String,
-    tls_certificate: String,
-    authorities: Vec<Document>,
-    cluster_name: ClusterName,
-}
-
-#[derive(Serialize)]
-struct AcceptBody<'a> {
-    password: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    otp: Option<&'a str>,
 }
 
 /// A Proxy's web API.
@@ -266,29 +209,33 @@ impl Web {
     /// Logs in with a fresh key pair, which never leaves this machine.
     pub async fn login(&self, login: &Login) -> Result<UserCredentials, LoginError> {
         let key = KeyPair::generate()?;
-        let body = LoginBody {
-            user: &login.user,
-            password: login.password.expose(),
-            otp: login.otp.as_ref().map(Secret::expose),
+        let body = LoginAsk {
+            user: login.user.as_str().into(),
+            password: login.password.expose().into(),
+            otp: login.otp.as_ref().map(|otp| otp.expose().into()),
             ssh_public_key: key.ssh_public()?,
             tls_public_key: BASE64.encode(&key.spki_der()),
-            ttl: login.ttl,
+            ttl: login.ttl.map(Life::Text),
         };
         let mut connection = self.connect_checked().await?;
-        let reply: LoginReply = connection.ask(Request::post("/webapi/login", &body)).await?;
-        let trust = ClusterTrust::from_documents(&reply.cluster_name, &reply.authorities);
+        let reply: LoginTold = connection.ask(Request::post("/webapi/login", &body)).await?;
+        let cluster = connection.told(reply.cluster_name.parse::<ClusterName>())?;
+        let authorities: Result<Vec<Document>, _> = reply.authorities.into_iter().map(serde_json::from_value).collect();
+        let trust = ClusterTrust::from_documents(&cluster, &connection.told(authorities)?);
         let made = UserCredentials::new(key, &reply.ssh_certificate, &reply.tls_certificate, trust);
         made.map_err(|source| LoginError::Credentials { proxy: self.proxy.to_string(), source })
     }
 
     /// Looks at an invitation.
     pub async fn invite(&self, secret: &Secret) -> Result<Invite, LoginError> {
-        self.connect_checked().await?.ask(Request::get(&format!("/webapi/invite/{}", secret.expose()))).await
+        let mut connection = self.connect_checked().await?;
+        let told: InviteTold = connection.ask(Request::get(&format!("/webapi/invite/{}", secret.expose()))).await?;
+        Ok(Invite { user: connection.told(told.user.parse())?, expires: connection.told(told.expires.parse())?, otp_url: told.otp_url })
     }
 
     /// Takes an invitation: sets the password, and proves the second factor when one is required.
     pub async fn accept_invite(&self, secret: &Secret, password: &Secret, otp: Option<&Secret>) -> Result<(), LoginError> {
-        let body = AcceptBody { password: password.expose(), otp: otp.map(Secret::expose) };
+        let body = InviteTake { password: password.expose().into(), otp: otp.map(|otp| otp.expose().into()) };
         let path = format!("/webapi/invite/{}", secret.expose());
         let _: serde_json::Value = self.connect_checked().await?.ask(Request::post(&path, &body)).await?;
         Ok(())
@@ -353,15 +300,21 @@ impl Connection {
 
     async fn ask<T: DeserializeOwned>(&mut self, request: Request) -> Result<T, LoginError> {
         let (status, body) = self.send(request).await?;
-        let not_lockgate = |why: String| LoginError::NotLockgate { proxy: self.proxy().to_owned(), why };
         if (200..300).contains(&status) {
             let body = if body.is_empty() { &b"null"[..] } else { &body };
-            return serde_json::from_slice(body).map_err(|error| not_lockgate(format!("its answer cannot be read: {error}")));
+            return self.told(serde_json::from_slice(body));
         }
         match serde_json::from_slice::<Public>(&body) {
             Ok(public) => Err(LoginError::Refused(public)),
-            Err(_) => Err(not_lockgate(format!("HTTP status {status}"))),
+            Err(_) => Err(LoginError::NotLockgate { proxy: self.proxy().to_owned(), why: format!("HTTP status {status}") }),
         }
+    }
+
+    /// A part of an answer.
+    #[allow(clippy::result_large_err, reason = "made once per command")]
+    fn told<T, E: std::fmt::Display>(&self, read: Result<T, E>) -> Result<T, LoginError> {
+        let why = |error| format!("its answer cannot be read: {error}");
+        read.map_err(|error| LoginError::NotLockgate { proxy: self.proxy().to_owned(), why: why(error) })
     }
 }
 

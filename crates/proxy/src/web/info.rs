@@ -9,28 +9,30 @@ use axum::{
     http::{HeaderMap, header},
     response::{Html, IntoResponse, Response},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::sync::Arc;
-use types::{Code, Public};
+use types::{Code, Extra, Public};
+use wire::web::{Addresses, Connector, Doors, Ping, Ways};
 
 /// `GET /webapi/find`: as `ping`, for programs of members and for first contact.
-pub(super) async fn find(State(shared): State<Arc<Shared>>) -> Json<Value> {
+pub(super) async fn find(State(shared): State<Arc<Shared>>) -> Json<Ping> {
     Json(describe(&shared))
 }
 
 /// `GET /webapi/ping`.
-pub(super) async fn ping(State(shared): State<Arc<Shared>>) -> Json<Value> {
+pub(super) async fn ping(State(shared): State<Arc<Shared>>) -> Json<Ping> {
     Json(describe(&shared))
 }
 
 /// `GET /webapi/ping/{connector}`: the same when a login connector is named. There is one, `local`; asked for another, the
 /// answer is an error that still tells the versions.
 pub(super) async fn ping_connector(State(shared): State<Arc<Shared>>, Path(connector): Path<String>) -> Response {
-    let mut all = describe(&shared);
+    let ping = describe(&shared);
     if connector == "local" {
-        return Json(all).into_response();
+        return Json(ping).into_response();
     }
     let error = Public::new(Code::NotFound, "this cluster has no such login connector").hint("log in without naming one");
+    let mut all = serde_json::to_value(ping).unwrap_or_default();
     if let (Some(all), Ok(Value::Object(error))) = (all.as_object_mut(), serde_json::to_value(&error)) {
         all.remove("auth");
         all.extend(error);
@@ -38,31 +40,28 @@ pub(super) async fn ping_connector(State(shared): State<Arc<Shared>>, Path(conne
     (status(&error), Json(all)).into_response()
 }
 
-fn describe(shared: &Shared) -> Value {
+fn describe(shared: &Shared) -> Ping {
     let credentials = shared.credentials.borrow().clone();
     let preference = shared.cache.auth_preference().spec.clone();
     let first = |list: &[String]| list.first().cloned().unwrap_or_default();
-    let mut all = json!({
-        "auth": { "type": preference.auth_type, "second_factor": preference.second_factor.as_str(), "local": { "name": "local" } },
-        "proxy": {
-            "ssh": {
-                "listen_addr": shared.ssh_addr.map(|addr| addr.to_string()).unwrap_or_default(),
-                "tunnel_listen_addr": shared.web_addr.to_string(),
-                "web_listen_addr": shared.web_addr.to_string(),
-                "public_addr": first(&shared.public_addrs),
-                "ssh_public_addr": first(&shared.ssh_public_addrs),
-            },
-            "tls_routing_enabled": true,
-        },
-        "server_version": shared.version,
-        "min_client_version": shared.version.oldest_client(),
-        "cluster_name": credentials.cluster(),
-        "ca_pins": shared.trust().pins().iter().map(ToString::to_string).collect::<Vec<_>>(),
-    });
-    if let (Some(all), Some(id)) = (all.as_object_mut(), shared.cluster_id()) {
-        all.insert("cluster_id".to_owned(), json!(id));
+    let ssh = Addresses {
+        listen_addr: shared.ssh_addr.map(|addr| addr.to_string()).unwrap_or_default(),
+        tunnel_listen_addr: shared.web_addr.to_string(),
+        web_listen_addr: shared.web_addr.to_string(),
+        public_addr: first(&shared.public_addrs),
+        ssh_public_addr: first(&shared.ssh_public_addrs),
+    };
+    let local = Connector { name: "local".into() };
+    Ping {
+        server_version: shared.version.to_string(),
+        min_client_version: shared.version.oldest_client().to_string(),
+        cluster_name: credentials.cluster().to_string(),
+        cluster_id: shared.cluster_id().map(|id| id.to_string()).unwrap_or_default(),
+        ca_pins: shared.trust().pins().iter().map(ToString::to_string).collect(),
+        auth: Ways { auth_type: preference.auth_type, second_factor: preference.second_factor.as_str().into(), local },
+        proxy: Doors { ssh, tls_routing_enabled: true },
+        extra: Extra::new(),
     }
-    all
 }
 
 /// `GET /`.

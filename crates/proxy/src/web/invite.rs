@@ -14,15 +14,21 @@ use axum::{
     extract::{Path, Request, State},
     response::{Html, IntoResponse, Response},
 };
-use serde_json::{Value, json};
 use std::sync::Arc;
 use types::{Code, Public};
-use wire::api::{AcceptInviteRequest, GetInviteRequest, InviteReply};
+use wire::{
+    api::{AcceptInviteRequest, GetInviteRequest, InviteReply},
+    web::{InviteTold, Taken},
+};
 
 /// `GET /webapi/invite/{secret}`
-pub(super) async fn show(State(shared): State<Arc<Shared>>, Path(secret): Path<String>, request: Request) -> Result<Json<Value>, Failure> {
+pub(super) async fn show(
+    State(shared): State<Arc<Shared>>,
+    Path(secret): Path<String>,
+    request: Request,
+) -> Result<Json<InviteTold>, Failure> {
     let invite = shared.attempts.attempt(source(&request)?, look_up(&shared, &secret)).await?;
-    Ok(Json(json!({ "user": invite.user, "expires": invite.expires, "otp_url": invite.otp_url })))
+    Ok(Json(InviteTold { user: invite.user, expires: invite.expires, otp_url: invite.otp_url }))
 }
 
 /// `POST /webapi/invite/{secret}`
@@ -30,12 +36,12 @@ pub(super) async fn accept(
     State(shared): State<Arc<Shared>>,
     Path(secret): Path<String>,
     request: Request,
-) -> Result<Json<Value>, Failure> {
+) -> Result<Json<Taken>, Failure> {
     let source = source(&request)?;
     let body = body(request).await?;
     let accept = async { carry(&shared, &secret, read::answer(&body)?, source.to_string()).await };
     shared.attempts.attempt(source, accept).await?;
-    Ok(Json(json!({})))
+    Ok(Json(Taken {}))
 }
 
 /// `GET /web/invite/{secret}`

@@ -7,14 +7,14 @@ use axum::{
     Json,
     extract::{Request, State},
 };
-use serde_json::{Value, json};
 use std::{net::IpAddr, sync::Arc};
 use wire::{
     api::LoginRequest,
     hello::{HEADER, Hello},
+    web::LoginTold,
 };
 
-pub(super) async fn login(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<Value>, Failure> {
+pub(super) async fn login(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<LoginTold>, Failure> {
     let source = source(&request)?;
     let hello = request.headers().get(HEADER).and_then(|value| serde_json::from_slice::<Hello>(value.as_bytes()).ok());
     let body = body(request).await?;
@@ -23,21 +23,21 @@ pub(super) async fn login(State(shared): State<Arc<Shared>>, request: Request) -
     shared.attempts.attempt(source, carried).await
 }
 
-async fn carry(shared: &Shared, source: IpAddr, hello: Option<Hello>, body: &[u8]) -> Result<Json<Value>, Failure> {
+async fn carry(shared: &Shared, source: IpAddr, hello: Option<Hello>, body: &[u8]) -> Result<Json<LoginTold>, Failure> {
     let request = LoginRequest {
         client_addr: source.to_string(),
         client_version: hello.map(|hello| hello.version).unwrap_or_default(),
         ..read::login(body)?
     };
     let reply = shared.api.login(request).await?;
-    let authorities = reply.authorities.iter().filter_map(|bytes| serde_json::from_slice(bytes).ok()).collect::<Vec<Value>>();
+    let authorities = reply.authorities.iter().filter_map(|bytes| serde_json::from_slice(bytes).ok()).collect();
     shared.metrics.logins.add(1);
-    Ok(Json(json!({
-        "ssh_certificate": reply.ssh_certificate,
-        "tls_certificate": reply.tls_certificate,
-        "authorities": authorities,
-        "cluster_name": reply.cluster_name,
-        "user": reply.user,
-        "expires": reply.expires,
-    })))
+    Ok(Json(LoginTold {
+        ssh_certificate: reply.ssh_certificate,
+        tls_certificate: reply.tls_certificate,
+        authorities,
+        cluster_name: reply.cluster_name,
+        user: reply.user,
+        expires: reply.expires,
+    }))
 }

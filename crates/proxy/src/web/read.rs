@@ -11,33 +11,13 @@ use axum::{
 };
 use data_encoding::BASE64;
 use serde::Deserialize;
-use types::{Code, Public, Ttl};
-use wire::api::LoginRequest;
+use types::{Code, Public};
+use wire::{
+    api::LoginRequest,
+    web::{InviteTake, Life, LoginAsk},
+};
 
-/// What `tsh` sends to log in.
-#[derive(Deserialize)]
-struct Login {
-    user: String,
-    password: String,
-    #[serde(default)]
-    otp: String,
-    /// One line, OpenSSH's format.
-    ssh_public_key: String,
-    /// SubjectPublicKeyInfo, DER in base64.
-    tls_public_key: String,
-    #[serde(default)]
-    ttl: Option<Life>,
-}
-
-/// Seconds, or as people write it.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Life {
-    Seconds(u64),
-    Text(Ttl),
-}
-
-/// What sets a password. `again` is the page's: the API's callers compare for themselves.
+/// What sets a password. `again` is the page's: `tsh` compares for itself.
 #[derive(Deserialize)]
 pub struct Answer {
     pub password: String,
@@ -50,21 +30,16 @@ pub struct Answer {
 /// The body of a login, as the Auth Service is asked; who asks is not in it.
 pub fn login(body: &[u8]) -> Result<LoginRequest, Public> {
     let malformed = |what: &str| Public::new(Code::Malformed, format!("the login request cannot be read: {what}"));
-    let asked: Login = serde_json::from_slice(body)
+    let asked: LoginAsk<'_> = serde_json::from_slice(body)
         .map_err(|error| malformed(&format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column())))?;
     let key = BASE64.decode(asked.tls_public_key.as_bytes()).map_err(|_| malformed("tls_public_key is not base64"))?;
-    let ttl = match asked.ttl {
-        None => 0,
-        Some(Life::Seconds(seconds)) => seconds,
-        Some(Life::Text(ttl)) => ttl.0.as_secs(),
-    };
     Ok(LoginRequest {
-        user: asked.user,
-        password: asked.password,
-        otp: asked.otp,
+        user: asked.user.into_owned(),
+        password: asked.password.into_owned(),
+        otp: asked.otp.unwrap_or_default().into_owned(),
         ssh_public_key: asked.ssh_public_key,
         tls_public_key: key.into(),
-        ttl,
+        ttl: asked.ttl.map_or(0, Life::as_secs),
         client_addr: String::new(),
         client_version: String::new(),
     })
@@ -73,7 +48,8 @@ pub fn login(body: &[u8]) -> Result<LoginRequest, Public> {
 /// The body of an answer to an invitation, as `tsh` sends it.
 pub fn answer(body: &[u8]) -> Result<Answer, Public> {
     let malformed = |_| Public::new(Code::Malformed, "the answer to the invitation cannot be read; it has \"password\" and \"otp\"");
-    serde_json::from_slice(body).map_err(malformed)
+    let take: InviteTake<'_> = serde_json::from_slice(body).map_err(malformed)?;
+    Ok(Answer { password: take.password.into_owned(), again: None, otp: take.otp.unwrap_or_default().into_owned() })
 }
 
 /// The same from the page's form, whatever its content type says: there is one form.

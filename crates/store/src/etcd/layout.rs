@@ -198,6 +198,29 @@ mod tests {
     }
 
     #[test]
+    fn keys_and_values_are_as_they_were_released() {
+        let layout = Layout::new("/lockgate").unwrap();
+        let head = Head { revision: 7, name: *b"0123456789abcdef", counts: vec![1, 0, 300], at: 5 };
+        let item = |expires| Item { key: key("doc/user/alice"), value: Bytes::from_static(b"{}"), revision: 3, expires };
+        let (from, to) = layout.watched();
+        let (due, (first, until)) = (Time::from_unix(1_800_000_000), layout.due_until(Time::from_unix(1_800_000_000)));
+        let lines: [(&str, Vec<u8>); 10] = [
+            ("head", layout.head()),
+            ("item", layout.item(&key("doc/user/alice"))),
+            ("due", layout.due(due, &key("doc/user/alice"))),
+            ("watched from", from),
+            ("watched to", to),
+            ("due from", first),
+            ("due to", until),
+            ("value of head", head.to_bytes()),
+            ("value of an item", item_bytes(&item(None))),
+            ("value of an item that expires", item_bytes(&item(Some(due)))),
+        ];
+        let text: String = lines.iter().map(|(what, bytes)| format!("{what}: {}\n", bytes.escape_ascii())).collect();
+        crate::hold::text("etcd.txt", &text);
+    }
+
+    #[test]
     fn newer_foreign_and_torn_values_are_told_apart() {
         let check = |bytes: &[u8], expected: Unreadable| assert_eq!(Head::parse(bytes, 1), Err(expected));
         check(&[2; 30], Unreadable::Newer(2));

@@ -386,3 +386,13 @@ fn signed(revision: u64) -> i64 {
 fn unsigned(revision: i64) -> u64 {
     u64::try_from(revision).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_are_as_they_were_released() {
+        crate::hold::text("postgres.txt", &Sql::new("lockgate").creation(crate::postgres::open::LAYOUT));
+    }
+}

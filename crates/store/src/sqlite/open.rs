@@ -15,7 +15,7 @@ pub(super) const APPLICATION_ID: u32 = 0x4c47_5354;
 /// The layout of the tables. Contents are versioned by the cluster version, not here.
 pub(super) const LAYOUT: u32 = 1;
 
-const SCHEMA: &str = "
+pub(super) const SCHEMA: &str = "
     CREATE TABLE item (
         id INTEGER PRIMARY KEY,
         key BLOB NOT NULL UNIQUE,

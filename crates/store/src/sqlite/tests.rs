@@ -1,6 +1,6 @@
 //! What only SQLite can get wrong: foreign, newer and damaged files, modes, full and read-only databases.
 
-use super::open::{APPLICATION_ID, LAYOUT};
+use super::open::{APPLICATION_ID, LAYOUT, SCHEMA};
 use super::*;
 use crate::{Manual, System, scan};
 use rusqlite::Connection;
@@ -17,6 +17,11 @@ fn open(path: &Path) -> Result<Sqlite, OpenError> {
 }
 fn key(text: &str) -> Key {
     Key::parse(text).unwrap()
+}
+
+#[test]
+fn the_tables_are_as_they_were_released() {
+    crate::hold::text("sqlite.txt", &format!("application {APPLICATION_ID}, layout {LAYOUT}\n{SCHEMA}"));
 }
 fn put(at: &str, value: Vec<u8>) -> Batch {
     Batch::new(None).put(key(at), value, None)

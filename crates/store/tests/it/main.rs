@@ -7,6 +7,7 @@ mod disks;
 mod documents;
 mod durability;
 mod etcd;
+mod frozen;
 mod load;
 mod memory;
 mod pool;

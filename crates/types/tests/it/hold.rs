@@ -1,12 +1,21 @@
 //! Golden files: what a release wrote, in `tests/golden/<version>/`, held against what is written now.
 //!
 //! `cargo xtask freeze` writes what is new, into the folder of the sources' version; once that version is released its digests stand in
-//! `frozen/<version>/files.txt` and no file of it changes again. Crate `wire` uses this file too.
+//! `frozen/<version>/files.txt` and no file of it changes again. Crates `wire`, `store` and `auth` use this file too.
 
 use std::{env, fs, path::PathBuf};
 
 fn folder() -> PathBuf {
     PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs tests")).join("tests/golden")
+}
+
+/// Text that stays letter for letter; how it is laid out in the sources does not matter.
+#[allow(dead_code, reason = "not every crate has such a text")]
+pub(crate) fn text(name: &str, made: &str) {
+    let made: String = made.lines().map(str::trim).filter(|line| !line.is_empty()).map(|line| format!("{line}\n")).collect();
+    hold(name, made.as_bytes(), |golden, made| {
+        assert_eq!(String::from_utf8_lossy(made), String::from_utf8_lossy(golden), "{name}");
+    });
 }
 
 /// `keeps(golden, made)` says by panicking whether what is made now keeps what a release wrote.

@@ -25,6 +25,7 @@ use wire::{
     route::{Dial, Dialed, Target},
     sni, splice, tunnel,
     tunnel::{DataHello, Peer, Start, ToAgent, ToProxy},
+    web::{Addresses, Connector, Doors, InviteTake, InviteTold, Life, LoginAsk, LoginTold, Ping, Taken, Ways},
 };
 
 fn exactly(name: &str, lines: &[Vec<u8>]) {
@@ -279,6 +280,73 @@ fn a_recording_is_as_it_was_released() {
         assert_eq!(reader.next().unwrap(), Some(recording::Entry { at: at as u64 * 1000, what }));
     }
     exactly("recording.txt", &lines);
+}
+
+#[test]
+fn the_web_api_is_as_it_was_released() {
+    /// What is written, after it was read and written again: requests hold passwords and are not compared otherwise.
+    fn said<T: Serialize + DeserializeOwned>(what: &str, message: &T) -> String {
+        let text = serde_json::to_string(message).unwrap();
+        assert_eq!(serde_json::to_string(&serde_json::from_str::<T>(&text).unwrap()).unwrap(), text);
+        format!("{what} {text}")
+    }
+    let ssh = Addresses {
+        listen_addr: "0.0.0.0:3023".into(),
+        tunnel_listen_addr: "0.0.0.0:3080".into(),
+        web_listen_addr: "0.0.0.0:3080".into(),
+        public_addr: "proxy.example.com:3080".into(),
+        ssh_public_addr: "proxy.example.com:3023".into(),
+    };
+    let ping = Ping {
+        server_version: "1.0.0".into(),
+        min_client_version: "0.0.0".into(),
+        cluster_name: "demo".into(),
+        cluster_id: ClusterId::from_uuid(uuid::Uuid::from_u128(9)).to_string(),
+        ca_pins: vec!["sha256:00".into()],
+        auth: Ways { auth_type: "local".into(), second_factor: "otp".into(), local: Connector { name: "local".into() } },
+        proxy: Doors { ssh, tls_routing_enabled: true },
+        extra: Extra::new(),
+    };
+    assert_eq!((ping.second_factor(), ping.ssh_addr()), ("otp", Some("proxy.example.com:3023")));
+    let login = |otp: Option<&'static str>, ttl| LoginAsk {
+        user: "alice".into(),
+        password: "correct horse".into(),
+        otp: otp.map(Into::into),
+        ssh_public_key: "ssh-ed25519 AAAA".into(),
+        tls_public_key: "AAAA".into(),
+        ttl,
+    };
+    let told = LoginTold {
+        ssh_certificate: "ssh-ed25519-cert-v01@openssh.com AAAA".into(),
+        tls_certificate: "-----BEGIN CERTIFICATE-----".into(),
+        authorities: vec![serde_json::json!({"kind": "cert_authority"})],
+        cluster_name: "demo".into(),
+        user: "alice".into(),
+        expires: "2026-09-21T14:13:20Z".into(),
+    };
+    let invite = InviteTold { user: "bob".into(), expires: told.expires.clone(), otp_url: "otpauth://totp/x".into() };
+    let take = |otp: Option<&'static str>| InviteTake { password: "correct horse".into(), otp: otp.map(Into::into) };
+    let lines = [
+        said("GET /webapi/ping", &ping),
+        said("GET /webapi/ping", &Ping { cluster_id: String::new(), ca_pins: Vec::new(), ..ping.clone() }),
+        said("GET /webapi/find", &ping),
+        said("POST /webapi/login <", &login(Some("123456"), Some(Life::Text(types::Ttl::hours(8))))),
+        said("POST /webapi/login <", &login(None, Some(Life::Seconds(3600)))),
+        said("POST /webapi/login <", &login(None, None)),
+        said("POST /webapi/login >", &told),
+        said("GET /webapi/invite/<secret>", &invite),
+        said("POST /webapi/invite/<secret> <", &take(Some("123456"))),
+        said("POST /webapi/invite/<secret> <", &take(None)),
+        said("POST /webapi/invite/<secret> >", &Taken {}),
+    ];
+    exactly("webapi.txt", &lines.map(String::into_bytes));
+}
+
+#[test]
+fn a_ping_of_another_form_still_tells_the_version() {
+    let ping: Ping = serde_json::from_str(r#"{"server_version":"9.0.0","auth":["sso"],"proxy":{"ssh":7},"new":{"x":1}}"#).unwrap();
+    assert_eq!((ping.server_version.as_str(), ping.second_factor(), ping.ssh_addr()), ("9.0.0", "", None));
+    assert_eq!(ping.extra["new"]["x"], 1);
 }
 
 #[test]

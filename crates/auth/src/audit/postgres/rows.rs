@@ -307,3 +307,13 @@ fn signed(index: u64) -> i64 {
 fn unsigned(index: i64) -> u64 {
     u64::try_from(index).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_are_as_they_were_released() {
+        crate::audit::tests::hold::text("postgres-audit.txt", &Sql::new("audit").creation("00000000-0000-0000-0000-000000000007"));
+    }
+}
