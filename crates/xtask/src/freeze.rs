@@ -4,7 +4,8 @@
 //! settings, commands and flags, exit statuses, metrics, migrations, and the digests of the golden files, which hold the bytes of
 //! every format (`crates/*/tests/golden`, compared by those crates' tests). Later releases may add lines; a line that a release had
 //! and the tree has not is a fault. The lists of a version that is not released yet are written anew by `freeze`, and have to be what
-//! the tree says; those of a released one are never written again, and their digest stands in releases.toml.
+//! the tree says; those of a released one are never written again, and their digest stands in releases.toml. Sources
+//! whose changelog does not begin with a chapter "Unreleased" have to have lists: nothing is cut that promises nothing.
 
 mod api;
 mod files;
@@ -140,7 +141,19 @@ pub(crate) fn check(root: &Root) -> Result<Findings> {
     for version in released.difference(&versions(root)?) {
         findings.fault(format!("{DIR}/{version} is gone, and {version} is released"));
     }
+    let chapter = releases::newest_chapter(root)?;
+    findings.faults.extend(unfrozen(&own, versions(root)?.contains(&own), &chapter));
     Ok(findings)
+}
+
+/// A version that is about to be cut and promises nothing. One in development says so: its chapter of the changelog has no date yet.
+fn unfrozen(own: &Version, frozen: bool, chapter: &str) -> Option<String> {
+    let in_development = chapter.trim_end() == "## [Unreleased]";
+    (!frozen && !in_development).then(|| {
+        format!(
+            "there is no {DIR}/{own}, so {own} promises nothing: run `cargo xtask freeze`; or, while it is in development, let CHANGELOG.md begin with \"## [Unreleased]\" and not with \"{chapter}\""
+        )
+    })
 }
 
 /// Lists of a version to come that are not what the tree says.
@@ -201,6 +214,18 @@ mod tests {
         check(&["LG-A-001: a"], 1);
         check(&["LG-A-001: something else", "LG-B-001: b"], 1);
         check(&[], 2);
+    }
+
+    #[test]
+    fn a_version_that_has_a_date_has_its_lists() {
+        let check = |frozen, chapter: &str, expected| {
+            assert_eq!(unfrozen(&Version::new(1, 0, 0), frozen, chapter).is_some(), expected, "{frozen} {chapter}");
+        };
+        check(false, "## [1.0.0] - 2026-11-30", true);
+        check(true, "## [1.0.0] - 2026-11-30", false);
+        check(false, "## [Unreleased]", false);
+        check(true, "## [Unreleased]", false);
+        check(false, "", true);
     }
 
     #[test]

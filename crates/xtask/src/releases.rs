@@ -159,6 +159,12 @@ fn date(text: &str) -> bool {
     matches!(parts.as_slice(), [year, month, day] if number(year, 4, 9999) && number(month, 2, 12) && number(day, 2, 31))
 }
 
+/// The heading of the changelog's first chapter; empty when there is none.
+pub(crate) fn newest_chapter(root: &Root) -> Result<String> {
+    let changes = fs::read_to_string(root.path(CHANGES)).context(CHANGES)?;
+    Ok(changes.lines().find(|line| line.starts_with("## ")).unwrap_or_default().to_owned())
+}
+
 /// Each release has its chapter with its date, and what the sources claim has one too.
 fn changelog(text: &str, rows: &[Release], now: &Version) -> Vec<String> {
     let has = |start: &str| text.lines().any(|line| line.starts_with(start));
