@@ -52,7 +52,7 @@ const NAMES: &[(&str, &str, &str)] = &[
     ),
     ("lockgate_audit_backlog_age_seconds", "gauge", "age of the oldest audit event that a sink has not taken, by sink"),
     ("lockgate_audit_backlog_events", "gauge", "audit events that a sink has not taken yet, by sink"),
-    ("lockgate_auth_members", "gauge", "members by state; only `quarantined` is counted"),
+    ("lockgate_auth_members", "gauge", "hosts that are refused for their version, `state` is `quarantined`; other members are in `tctl inventory`"),
     ("lockgate_build_info", "gauge", "always 1; its labels say what this process is: role, version, gitref"),
     ("lockgate_component_ready", "gauge", "whether a component is ready"),
     ("lockgate_migration_bad_rows", "gauge", "rows that a migration cannot read, by migration"),
