@@ -64,6 +64,8 @@ pub struct Config {
     pub https_keypairs: Vec<KeypairFiles>,
     /// Releases for hosts that come for rescue, as `make release` writes them: `<version>/` with its `SHA256SUMS`.
     pub mirror_dir: Option<PathBuf>,
+    /// Where audit events wait that cannot be delivered; without it, in memory.
+    pub spool_dir: Option<PathBuf>,
     /// Bounds on connections, of each port.
     pub limits: Limits,
     /// Logins and uses of invitations per source.
@@ -82,6 +84,7 @@ impl Default for Config {
             auth_servers: Vec::new(),
             https_keypairs: Vec::new(),
             mirror_dir: None,
+            spool_dir: None,
             // A web connection counts as a stranger's to its end: longer than the longest request.
             limits: Limits { handshake_deadline: Duration::from_secs(45), ..Limits::default() },
             // An office behind one address comes in at nine o'clock; an attacker gets two guesses a second.
@@ -199,7 +202,14 @@ impl Proxy {
         let shared = Arc::new(Shared {
             hello: Hello::ours(&world.version, "proxy"),
             tunnels: Tunnels::start(&keepers, proxy_id, config.tunnel_addr, shutdown.clone()),
-            record: record::Recorder::start(&keepers, world.api.clone(), world.clock.clone(), metrics.clone(), shutdown.clone()),
+            record: record::Recorder::start(
+                &keepers,
+                config.spool_dir,
+                world.api.clone(),
+                world.clock.clone(),
+                metrics.clone(),
+                shutdown.clone(),
+            ),
             direct: ssh::direct::Direct::new(world.credentials.clone(), world.clock.clone(), authorities.clone()),
             attempts: web::Attempts::new(config.login_rate),
             rescue: rescue::Rescue::new(config.mirror_dir),

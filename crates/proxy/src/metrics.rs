@@ -56,7 +56,7 @@ pub struct Metrics {
     pub bytes_up: Number,
     pub bytes_down: Number,
     pub logins: Number,
-    /// Audit events that found no place or no Auth Service.
+    /// Audit events that found no place, or that the Auth Service will never take.
     pub events_lost: Number,
     refusals: Mutex<BTreeMap<String, u64>>,
 }

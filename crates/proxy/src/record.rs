@@ -1,11 +1,14 @@
 //! The last of the five steps: refusals that happen at this door reach the audit log.
 //!
-//! Events go through a bounded queue to the Auth Service. While it is away they wait there; when the queue is full the newest
-//! are counted and lost, because a door that stops for its diary can be stopped by whoever knocks often. What strangers can
-//! cause is bounded per source besides.
+//! Events go through a bounded queue to the disk (`spool`) and from there to the Auth Service; while it is away they wait, also across
+//! restarts. When there is no room the newest are counted and lost, because a door that stops for its diary can be stopped by whoever
+//! knocks often. What strangers can cause is bounded per source besides.
+
+mod spool;
 
 use crate::metrics::Metrics;
 use client::api::Api;
+use futures::future::BoxFuture;
 use net::{
     backoff::Backoff,
     clock::SharedClock,
@@ -13,8 +16,10 @@ use net::{
     shutdown::Shutdown,
     task::Group,
 };
+use spool::{Spool, Taken};
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -47,9 +52,19 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    pub(crate) fn start(group: &Group, api: Api, clock: SharedClock, metrics: Arc<Metrics>, shutdown: Shutdown) -> Self {
+    /// With `dir`, what cannot be delivered waits there.
+    pub(crate) fn start(
+        group: &Group,
+        dir: Option<PathBuf>,
+        api: Api,
+        clock: SharedClock,
+        metrics: Arc<Metrics>,
+        shutdown: Shutdown,
+    ) -> Self {
         let (queue, inbox) = mpsc::channel(QUEUE);
-        group.spawn("record", send_all(inbox, api, metrics.clone(), shutdown));
+        let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30), rand::random());
+        let keeper = Keeper { spool: Spool::new(dir), api, metrics: metrics.clone(), shutdown, backoff };
+        group.spawn("record", keeper.run(inbox));
         Self { queue, clock, metrics, begun: Instant::now(), strangers: Arc::new(Mutex::new(Buckets::new(STRANGERS))) }
     }
 
@@ -96,7 +111,7 @@ impl Recorder {
         self.put(about(self.event(EventKind::VersionSkipped), Some(hello), edge).with("addr.remote", peer.to_string()));
     }
 
-    /// Waits until what was put before has been sent, or the deadline.
+    /// Waits until what was put before has been sent, or at the end at least kept; or the deadline.
     pub(crate) async fn flush(&self, deadline: Duration) {
         let (done, sent) = oneshot::channel();
         if self.queue.try_send(Entry::Flush(done)).is_ok() {
@@ -115,7 +130,7 @@ impl Recorder {
     fn put(&self, event: Event) {
         if self.queue.try_send(Entry::Event(Box::new(event))).is_err() {
             self.metrics.events_lost.add(1);
-            tracing::warn!("an audit event was lost: the queue to the Auth Service is full");
+            tracing::warn!("an audit event was lost: the queue to the disk is full");
         }
     }
 }
@@ -135,49 +150,123 @@ fn failure(event: Event, peer: Option<SocketAddr>, error: &Public) -> Event {
     }
 }
 
-/// Whether the same events may be taken later.
-fn away(error: &Public) -> bool {
-    matches!(error.known(), Some(Code::Unavailable | Code::Unreachable | Code::Timeout | Code::RateLimited))
+/// Sends them in order, and how many nobody will ever take; an error says that the rest has to wait.
+async fn send(api: Api, events: Vec<Event>) -> Result<usize, Public> {
+    let mut lost = 0;
+    for some in events.chunks(BATCH) {
+        let refused = api.emit_events(some).await?;
+        refused.iter().for_each(|event| tracing::error!(why = event.why, "the Auth Service refuses an audit event; it is lost"));
+        lost += refused.len();
+    }
+    Ok(lost)
 }
 
-async fn send_all(mut inbox: mpsc::Receiver<Entry>, api: Api, metrics: Arc<Metrics>, shutdown: Shutdown) {
-    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30), rand::random());
-    let mut entries = Vec::new();
-    while inbox.recv_many(&mut entries, BATCH).await > 0 {
-        let (mut events, mut waiting) = (Vec::new(), Vec::new());
-        for entry in entries.drain(..) {
-            match entry {
-                Entry::Event(event) => events.push(*event),
-                Entry::Flush(done) => waiting.push(done),
+/// Ends with how many were lost.
+type Delivery = BoxFuture<'static, Result<usize, Public>>;
+
+/// Keeps what comes, also while a delivery is under way, and delivers what was kept.
+struct Keeper {
+    spool: Spool,
+    api: Api,
+    metrics: Arc<Metrics>,
+    shutdown: Shutdown,
+    backoff: Backoff,
+}
+
+impl Keeper {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Entry>) {
+        let (mut entries, mut waiting): (Vec<Entry>, Vec<oneshot::Sender<()>>) = (Vec::new(), Vec::new());
+        let mut under_way: Option<(Taken, usize, Delivery)> = None;
+        let mut next = Instant::now();
+        loop {
+            let due = under_way.is_none() && !self.spool.is_empty();
+            if under_way.is_none() && !due {
+                waiting.drain(..).for_each(answer);
             }
-        }
-        while !events.is_empty() {
-            match api.emit_events(&events).await {
-                Ok(refused) => {
-                    for event in &refused {
-                        tracing::error!(why = event.why, "an audit event was refused");
-                    }
-                    metrics.events_lost.add(u64::try_from(refused.len()).unwrap_or(u64::MAX));
-                    events.clear();
+            let delivering = async {
+                match &mut under_way {
+                    Some((_, _, delivery)) => delivery.await,
+                    None => std::future::pending().await,
                 }
-                // Auth is away: keep trying, unless we are to end.
-                Err(error) if away(&error) && !shutdown.is_stopping() => {
-                    tracing::debug!(%error, waiting = events.len(), "audit events could not be sent yet");
-                    tokio::select! {
-                        () = shutdown.stopping() => {}
-                        () = tokio::time::sleep(backoff.next()) => {}
+            };
+            tokio::select! {
+                taken = inbox.recv_many(&mut entries, QUEUE) => {
+                    if taken == 0 {
+                        return;
+                    }
+                    let asked = self.keep(entries.drain(..)).await;
+                    if !asked.is_empty() {
+                        next = Instant::now();
+                        waiting.extend(asked);
                     }
                 }
-                Err(error) => {
-                    tracing::warn!(%error, lost = events.len(), "audit events were lost");
-                    metrics.events_lost.add(u64::try_from(events.len()).unwrap_or(u64::MAX));
-                    events.clear();
+                () = tokio::time::sleep_until(next), if due => match self.spool.next(BATCH).await {
+                    Ok(Some(batch)) => {
+                        under_way = Some((batch.taken, batch.unreadable, Box::pin(send(self.api.clone(), batch.events))));
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::error!(%error, "audit events that wait cannot be read now; they stay there");
+                        next = Instant::now() + self.backoff.next();
+                    }
+                },
+                delivered = delivering => {
+                    let Some((taken, unreadable, _)) = under_way.take() else { continue };
+                    match self.settle(taken, delivered.map(|lost| lost + unreadable)) {
+                        Ok(()) => self.backoff.reset(),
+                        Err(()) => {
+                            next = Instant::now() + self.backoff.next();
+                            // What waits outlives this process.
+                            if self.shutdown.is_stopping() {
+                                waiting.drain(..).for_each(answer);
+                            }
+                        }
+                    }
                 }
             }
-        }
-        backoff.reset();
-        for done in waiting {
-            let _ = done.send(());
         }
     }
+
+    /// Returns who waits until all this has been sent.
+    async fn keep(&mut self, entries: impl Iterator<Item = Entry>) -> Vec<oneshot::Sender<()>> {
+        let (mut events, mut asked) = (Vec::new(), Vec::new());
+        for entry in entries {
+            match entry {
+                Entry::Event(event) => events.push(*event),
+                Entry::Flush(done) => asked.push(done),
+            }
+        }
+        if !events.is_empty() {
+            let lost = self.spool.keep(events).await;
+            self.lost(lost);
+        }
+        asked
+    }
+
+    /// Whether it is done with.
+    fn settle(&mut self, taken: Taken, delivered: Result<usize, Public>) -> Result<(), ()> {
+        match delivered {
+            Ok(lost) => {
+                self.lost(lost);
+                let forgotten = self.spool.forget(taken);
+                forgotten.map_err(|error| tracing::error!(%error, "delivered audit events cannot be deleted from the disk"))
+            }
+            Err(error) => {
+                tracing::debug!(%error, "audit events could not be sent yet");
+                Err(())
+            }
+        }
+    }
+
+    fn lost(&self, count: usize) {
+        if count > 0 {
+            self.metrics.events_lost.add(u64::try_from(count).unwrap_or(u64::MAX));
+            tracing::error!(lost = count, "audit events were lost");
+        }
+    }
+}
+
+fn answer(done: oneshot::Sender<()>) {
+    // Whoever waited may have given up.
+    let _ = done.send(());
 }

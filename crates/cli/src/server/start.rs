@@ -333,6 +333,7 @@ async fn start_proxy(
             .map(|pair| proxy::KeypairFiles { cert_file: pair.cert_file.clone(), key_file: pair.key_file.clone() })
             .collect(),
         mirror_dir: settings.mirror_dir.clone(),
+        spool_dir: Some(process.settings.data_dir.join("proxy")),
         ..proxy::Config::default()
     };
     let world = proxy::World {

@@ -3,9 +3,10 @@
 use crate::{
     ca::now,
     fake_auth::{PASSWORD, SECRET},
-    rig::{Rig, Setup, version},
+    rig::{Rig, SOON, Setup, version},
 };
 use client::login::{Login, Web, WebTrust};
+use proxy::Config;
 use types::{Code, Secret, Ttl, UserName, Version};
 use wire::hello::{HEADER, Hello};
 
@@ -61,6 +62,24 @@ async fn g4_a_login_names_its_version_and_is_judged_by_it() {
     check(&[(HEADER, &hello("9.0.0"))], Code::VersionTooNew).await;
     let event = rig.auth.event(|event| event.is(types::EventKind::VersionRefused) && event.text("version") == "9.0.0").await;
     assert_eq!(event.text("edge"), "/webapi");
+}
+
+#[tokio::test]
+async fn a_refusal_while_auth_is_away_is_reported_by_the_next_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let setup = || Setup { config: Config { spool_dir: Some(dir.path().join("proxy")), ..Config::default() }, ..Setup::default() };
+    let mut rig = Rig::with(setup()).await;
+    rig.auth.go_away();
+    let refused = rig.http("POST", "/webapi/login", &[(HEADER, &hello("6.0.0"))], &login_body()).await;
+    assert!(refused.is(426, Code::VersionTooOld));
+    rig.shutdown.stop();
+    tokio::time::timeout(SOON, rig.ended.wait_for(|ended| *ended)).await.expect("the end").unwrap();
+    assert_eq!(rig.metrics.events_lost.value(), 0);
+    drop(rig);
+    let rig = Rig::with(setup()).await;
+    let event = rig.auth.event(|event| event.is(types::EventKind::VersionRefused)).await;
+    assert_eq!(event.text("version"), "6.0.0");
+    assert!(!dir.path().join("proxy/events.jsonl").exists());
 }
 
 #[tokio::test]
