@@ -27,7 +27,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
-use types::{Code, Event, EventKind, HostId, Public, UserIdentity};
+use types::{Event, EventKind, HostId, Public, UserIdentity};
 use wire::hello::Hello;
 
 const QUEUE: usize = 1024;
