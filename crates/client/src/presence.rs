@@ -66,6 +66,8 @@ pub async fn run(
 ) {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut backoff = Backoff::new(SHORTEST, Duration::from_secs(60), seed);
+    // Of who knows no Proxy yet, whose rescue would fail without one: it asks again sooner, and less often with time.
+    let mut asking = Backoff::new(SHORTEST, Duration::from_secs(60), seed);
     loop {
         let draining = shutdown.is_draining();
         let state = if draining { "draining" } else { "active" };
@@ -77,8 +79,10 @@ pub async fn run(
         let wait = match sent {
             Ok((interval, fresh)) => {
                 backoff.reset();
+                let alone = fresh.proxies.is_empty() && pulse.borrow().proxies.is_empty();
                 tell(&pulse, fresh);
-                interval.mul_f64(random.random_range(0.8..=1.2))
+                let due = interval.mul_f64(random.random_range(0.8..=1.2));
+                if alone { due.min(asking.next()) } else { due }
             }
             Err(error) => {
                 let wait = backoff.next();
