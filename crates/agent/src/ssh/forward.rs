@@ -68,7 +68,9 @@ pub(crate) async fn run(forward: Forward) {
     };
     let _slower_without = stream.set_nodelay(true);
     reply.accept().await;
-    let (_reads_by_callback, write) = channel.split();
+    let (reads, write) = channel.split();
+    // Bytes come by callback (`input`). A reader that is kept and not read stops the whole connection after a few messages.
+    drop(reads);
     let (mut from, mut to) = stream.split();
     let flow = &connection.flow;
     let down = async {

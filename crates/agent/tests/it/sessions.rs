@@ -223,6 +223,28 @@ async fn ports_are_forwarded_only_by_a_role_that_allows_it() {
 }
 
 #[tokio::test]
+async fn a_forwarded_connection_carries_any_number_of_small_messages() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = u32::from(listener.local_addr().unwrap().port());
+    let world = World::new();
+    world.tasks.spawn("echo", async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut read, mut write) = stream.split();
+        tokio::io::copy(&mut read, &mut write).await.unwrap();
+    });
+    let client = world.alice().await;
+    let mut stream = client.channel_open_direct_tcpip("127.0.0.1", port, "127.0.0.1", 1).await.unwrap().into_stream();
+    let talk = async {
+        for number in 0..200u32 {
+            stream.write_all(&number.to_be_bytes()).await.unwrap();
+            assert_eq!(stream.read_u32().await.unwrap(), number);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), talk).await.unwrap();
+}
+
+#[tokio::test]
 async fn attack_row_8_a_login_without_an_account_forwards_nothing() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = u32::from(listener.local_addr().unwrap().port());
