@@ -221,7 +221,7 @@ async fn once(core: &Arc<Core>, schedule: &Schedule, turn: &mut Turn, now: Time)
             tracing::warn!(%error, name = dead.name, "the rest of it could not be removed; do that by hand");
         }
     }
-    let name = name_of(core.cluster.as_str(), now);
+    let name = free_name(&place, core.cluster.as_str(), now).await?;
     let last = match write(core, schedule, &place, turn, &name, now).await {
         Ok(last) => last,
         Err(error) => {
@@ -245,6 +245,13 @@ async fn once(core: &Arc<Core>, schedule: &Schedule, turn: &mut Turn, now: Time)
         tracing::warn!(%error, "an old backup could not be removed");
     }
     Ok(last)
+}
+
+/// The name for a backup of now; the next second's when one of that name is there, as after a restore within the same second.
+async fn free_name(place: &Opened, cluster: &str, now: Time) -> Result<String, PlaceError> {
+    let there = place.list(Some(cluster)).await?;
+    let mut names = (0..).map(|second| name_of(cluster, now.plus(Duration::from_secs(second))));
+    Ok(names.find(|name| there.iter().all(|found| found.name != *name)).unwrap_or_default())
 }
 
 async fn write(core: &Arc<Core>, schedule: &Schedule, place: &Opened, turn: &mut Turn, name: &str, now: Time) -> Result<Last, Failed> {
