@@ -13,6 +13,7 @@ pub mod eager;
 pub mod elastic;
 pub mod frame;
 pub mod grpc;
+pub mod hand;
 pub mod health;
 pub mod hello;
 pub mod listen;
@@ -24,6 +25,7 @@ pub mod shutdown;
 pub mod swap;
 pub mod task;
 pub mod tls;
+pub mod turn;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 

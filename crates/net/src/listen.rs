@@ -5,7 +5,7 @@
 //! unauthenticated connection of the greediest source is cut: whoever opens ten thousand connections competes with
 //! himself. Running out of file descriptors slows the loop down and frees one such connection; it does not end it.
 
-use crate::{backoff::Backoff, shutdown::Shutdown, task::Group};
+use crate::{backoff::Backoff, shutdown::Shutdown, task::Group, turn::Turn};
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,6 +17,7 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
+    sync::mpsc,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -65,6 +66,58 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// A listener that another process may hold too (a live restart): connections are accepted while it is our turn. Those that the
+/// other process hands over are served whoever's turn it is.
+#[derive(Debug)]
+pub struct Port {
+    listener: TcpListener,
+    turn: Turn,
+    given: Option<mpsc::Receiver<TcpStream>>,
+}
+
+impl Port {
+    pub fn new(listener: TcpListener, turn: Turn, given: Option<mpsc::Receiver<TcpStream>>) -> Self {
+        Self { listener, turn, given }
+    }
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// The next connection. Safe to cancel.
+    pub async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        let Self { listener, turn, given } = self;
+        let handed = async {
+            match given {
+                Some(given) => given.recv().await,
+                None => None,
+            }
+        };
+        let accepted = async {
+            loop {
+                turn.ours().await;
+                tokio::select! {
+                    biased;
+                    () = turn.theirs() => {}
+                    accepted = listener.accept() => return accepted,
+                }
+            }
+        };
+        tokio::select! {
+            Some(stream) = handed => {
+                let peer = stream.peer_addr()?;
+                Ok((stream, peer))
+            }
+            accepted = accepted => accepted,
+        }
+    }
+}
+
+impl From<TcpListener> for Port {
+    fn from(listener: TcpListener) -> Self {
+        Self::new(listener, Turn::always(), None)
+    }
+}
+
 /// What every connection of ours is set to: no delay for small packets; a peer that vanished is noticed in two minutes.
 pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
     use rustix::net::sockopt;
@@ -77,14 +130,15 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Accepts until drained, then waits for the handlers until told to stop. A handler whose connection is cut is dropped.
-pub async fn accept_loop<H, F>(listener: TcpListener, limits: Limits, shutdown: Shutdown, handler: H)
+pub async fn accept_loop<H, F>(port: impl Into<Port>, limits: Limits, shutdown: Shutdown, handler: H)
 where
     H: Fn(Conn) -> F + Send + Sync + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
+    let mut port = port.into();
     let pool = Arc::new(Pool { limits, state: Mutex::default() });
     let (group, handler) = (Group::new("listen"), Arc::new(handler));
-    let seed = listener.local_addr().map_or(0, |address| u64::from(address.port()));
+    let seed = port.local_addr().map_or(0, |address| u64::from(address.port()));
     let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1), seed);
     let mut sweep = tokio::time::interval((limits.handshake_deadline / 4).clamp(Duration::from_millis(10), Duration::from_secs(1)));
     loop {
@@ -95,7 +149,7 @@ where
                 pool.sweep();
                 continue;
             }
-            accepted = listener.accept() => accepted,
+            accepted = port.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -117,7 +171,7 @@ where
             }
         }
     }
-    drop(listener);
+    drop(port);
     wait(&group, &pool, &mut sweep, &shutdown).await;
 }
 

@@ -3,13 +3,15 @@
 //! Linux answers on all of 127.0.0.0/8, so one test can be many sources. A handler echoes, which shows that a connection lives.
 
 use net::{
-    listen::{Conn, Limits, accept_loop, bind},
+    listen::{Conn, Limits, Port, accept_loop, bind},
     shutdown::Shutdown,
+    turn::Switch,
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
+    sync::mpsc,
     task::JoinHandle,
     time::timeout,
 };
@@ -174,4 +176,35 @@ async fn a_handler_that_panics_does_not_end_the_listener() {
     tokio::spawn(accept_loop(listener, LIMITS, Shutdown::new(), handler));
     assert!(TcpStream::connect(addr).await.unwrap().read_u8().await.is_err());
     assert!(echoes(&mut TcpStream::connect(addr).await.unwrap(), b'x').await);
+}
+
+#[tokio::test]
+async fn a_port_is_served_in_its_turn_and_what_is_given_at_any_time() {
+    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let (addr, shutdown, switch) = (listener.local_addr().unwrap(), Shutdown::new(), Switch::new(false));
+    let (give, given) = mpsc::channel(1);
+    let port = Port::new(listener, switch.turn(), Some(given));
+    let task = tokio::spawn(accept_loop(port, Limits::default(), shutdown.clone(), echo));
+    let answers = async |stream: &mut TcpStream, sent: u8| {
+        stream.write_u8(sent).await.unwrap();
+        timeout(SOON, stream.read_u8()).await.unwrap().unwrap() == sent
+    };
+    // It waits in the listener's queue; what another process hands over is served meanwhile.
+    let mut waiting = TcpStream::connect(addr).await.unwrap();
+    waiting.write_u8(b'w').await.unwrap();
+    let elsewhere = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let mut near = TcpStream::connect(elsewhere.local_addr().unwrap()).await.unwrap();
+    give.send(elsewhere.accept().await.unwrap().0).await.unwrap();
+    assert!(answers(&mut near, b'g').await);
+    assert!(waiting.try_read(&mut [0]).is_err(), "it is not our turn");
+    switch.set(true);
+    assert_eq!(timeout(SOON, waiting.read_u8()).await.unwrap().unwrap(), b'w');
+    // Not ours again: those that are served go on.
+    switch.set(false);
+    let mut late = TcpStream::connect(addr).await.unwrap();
+    late.write_u8(b'l').await.unwrap();
+    assert!(answers(&mut waiting, b'x').await && answers(&mut near, b'y').await);
+    assert!(late.try_read(&mut [0]).is_err());
+    shutdown.stop();
+    task.await.unwrap();
 }
