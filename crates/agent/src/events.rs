@@ -1,13 +1,14 @@
 //! Audit events of this host: written to disk at once, delivered in order, forgotten when the Auth Service has them.
 //!
-//! New events are appended to `events.jsonl` and synced, also while a delivery is under way; the delivery takes the whole file away under another name, sends
+//! Each process writes files of its own, in the first place that no other process holds (a live restart has two for a while); what
+//! a dead one left is taken over. New events are appended to `events.jsonl` and synced, also while a delivery is under way; the delivery takes the whole file away under another name, sends
 //! it in batches, and deletes it after the last was acknowledged. A process that dies in between sends some events twice:
 //! they have uids. When the disk is full, events still travel from memory, and the log says so. An event that the Auth Service will
 //! never take is put aside, so that it holds up none behind it.
 
 use crate::{metrics::Metrics, world::Upstream};
 use futures::future::BoxFuture;
-use net::backoff::Backoff;
+use net::{backoff::Backoff, turn::Turn};
 use std::{
     collections::VecDeque,
     fs::File,
@@ -91,6 +92,9 @@ impl Audit {
 /// Keeps events on disk and delivers them.
 pub(crate) struct Keeper {
     dir: PathBuf,
+    place: Place,
+    /// Others may have left something.
+    orphans: bool,
     upstream: Arc<dyn Upstream>,
     backoff: Backoff,
     metrics: Arc<Metrics>,
@@ -102,6 +106,37 @@ pub(crate) struct Keeper {
 struct Refused {
     event: Event,
     why: String,
+}
+
+/// Processes of one host at once, and more.
+const PLACES: usize = 16;
+
+/// The names of a process's files, held by a lock.
+struct Place {
+    number: usize,
+    /// None when the disk refused it.
+    _lock: Option<File>,
+}
+
+impl Place {
+    fn take(dir: &Path) -> Self {
+        let free = (0..PLACES).find_map(|number| Some(Self { number, _lock: Some(Self::lock(dir, number)?) }));
+        free.unwrap_or_else(|| {
+            tracing::error!(dir = %dir.display(), "no place for audit events can be locked in the spool");
+            Self { number: 0, _lock: None }
+        })
+    }
+    fn lock(dir: &Path, number: usize) -> Option<File> {
+        let open = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(dir.join(format!("events.{number}.lock")));
+        open.ok().filter(|file| rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok())
+    }
+}
+
+fn fresh(number: usize) -> String {
+    if number == 0 { FRESH.into() } else { format!("events.{number}.jsonl") }
+}
+fn sending(number: usize) -> String {
+    if number == 0 { SENDING.into() } else { format!("events.{number}.sending.jsonl") }
 }
 
 /// What is on its way.
@@ -116,12 +151,13 @@ type Delivery = BoxFuture<'static, Result<Vec<Refused>, types::Public>>;
 
 impl Keeper {
     pub(crate) fn new(dir: &Path, upstream: Arc<dyn Upstream>, backoff: Backoff, metrics: Arc<Metrics>) -> Self {
-        Self { dir: dir.to_owned(), upstream, backoff, metrics, memory: VecDeque::new() }
+        Self { dir: dir.to_owned(), place: Place::take(dir), orphans: true, upstream, backoff, metrics, memory: VecDeque::new() }
     }
 
     /// Writes and delivers until every [`Audit`] is gone; then tries for a moment to deliver what is left. A delivery that takes long
-    /// keeps nothing from the disk.
-    pub(crate) async fn run(mut self, mut reports: Reports) {
+    /// keeps nothing from the disk. `alone`: see [`crate::World`].
+    pub(crate) async fn run(mut self, mut reports: Reports, alone: Turn) {
+        let mut others = !alone.is_ours();
         let mut batch = Vec::new();
         let mut under_way: Option<(Taken, Delivery)> = None;
         let mut next = Instant::now();
@@ -141,6 +177,7 @@ impl Keeper {
                     self.keep(std::mem::take(&mut batch)).await;
                 }
                 () = tokio::time::sleep_until(next), if due => under_way = self.take_up(),
+                () = alone.ours(), if others => (others, self.orphans) = (false, true),
                 delivered = delivering => {
                     next = Instant::now() + self.settle(under_way.take().map(|(taken, _)| taken), delivered);
                 }
@@ -159,13 +196,34 @@ impl Keeper {
     }
 
     fn pending(&self) -> bool {
-        !self.memory.is_empty() || self.dir.join(SENDING).exists() || self.dir.join(FRESH).exists()
+        self.orphans || !self.memory.is_empty() || self.sending().exists() || self.fresh().exists()
+    }
+    fn fresh(&self) -> PathBuf {
+        self.dir.join(fresh(self.place.number))
+    }
+    fn sending(&self) -> PathBuf {
+        self.dir.join(sending(self.place.number))
+    }
+
+    /// Takes over a file that a dead process left; false when there is none.
+    fn adopt(&mut self) -> bool {
+        let own = self.place.number;
+        for number in (0..PLACES).filter(|number| *number != own) {
+            for left in [sending(number), fresh(number)].map(|name| self.dir.join(name)) {
+                if left.exists() && Place::lock(&self.dir, number).is_some() && std::fs::rename(left, self.sending()).is_ok() {
+                    return true;
+                }
+            }
+        }
+        self.orphans = false;
+        false
     }
 
     /// Begins to deliver what has waited longest. Only between two writes: the file that is taken away is written no more.
-    fn take_up(&self) -> Option<(Taken, Delivery)> {
-        let (fresh, sending) = (self.dir.join(FRESH), self.dir.join(SENDING));
-        let (taken, events) = if sending.exists() || std::fs::rename(&fresh, &sending).is_ok() {
+    fn take_up(&mut self) -> Option<(Taken, Delivery)> {
+        let (fresh, sending) = (self.fresh(), self.sending());
+        let orphan = !sending.exists() && self.orphans && self.adopt();
+        let (taken, events) = if orphan || sending.exists() || std::fs::rename(&fresh, &sending).is_ok() {
             (Taken::File, read(&sending, &self.metrics).map_err(|error| unreadable(&error)))
         } else if self.memory.is_empty() {
             return None;
@@ -198,7 +256,7 @@ impl Keeper {
         }
         match taken {
             Some(Taken::File) => {
-                if let Err(error) = std::fs::remove_file(self.dir.join(SENDING)) {
+                if let Err(error) = std::fs::remove_file(self.sending()) {
                     tracing::error!(%error, "delivered audit events cannot be deleted from the spool");
                     return self.backoff.next();
                 }
@@ -228,7 +286,7 @@ impl Keeper {
 
     async fn keep(&mut self, reports: Vec<Report>) {
         let (events, waiting): (Vec<Event>, Vec<_>) = reports.into_iter().map(|report| (report.event, report.kept)).unzip();
-        let path = self.dir.join(FRESH);
+        let path = self.fresh();
         // What was torn before stays a line of its own.
         let mut lines = vec![b'\n'];
         for event in &events {
@@ -333,7 +391,7 @@ mod tests {
                 audit.emit(event(number)).await;
             }
         };
-        tokio::join!(feed, keeper.run(events));
+        tokio::join!(feed, keeper.run(events, Turn::always()));
         let got: Vec<u128> = upstream.got.lock().unwrap().iter().map(|event| event.uid.as_u128()).collect();
         let mut unique = got.clone();
         unique.dedup();
@@ -348,7 +406,7 @@ mod tests {
         let upstream = Arc::new(Fake::default());
         let (audit, events) = Audit::new();
         drop(audit);
-        Keeper::new(dir.path(), upstream.clone(), quick(), Arc::default()).run(events).await;
+        Keeper::new(dir.path(), upstream.clone(), quick(), Arc::default()).run(events, Turn::always()).await;
         assert_eq!(upstream.got.lock().unwrap().len(), 3);
         assert!(!dir.path().join(FRESH).exists() && !dir.path().join(SENDING).exists());
     }
@@ -375,7 +433,7 @@ mod tests {
                 audit.emit(event).await;
             }
         };
-        tokio::join!(feed, Keeper::new(dir.path(), upstream.clone(), quick(), metrics.clone()).run(reports));
+        tokio::join!(feed, Keeper::new(dir.path(), upstream.clone(), quick(), metrics.clone()).run(reports, Turn::always()));
         let got: Vec<u128> = upstream.got.lock().unwrap().iter().map(|event| event.uid.as_u128()).collect();
         assert_eq!(got, [0, 2]);
         assert_eq!(metrics.samples().map(|(_, value)| value), [0, 1]);
@@ -388,10 +446,41 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         // Nobody can read a folder as a file, root neither.
         std::fs::create_dir(dir.path().join(SENDING)).unwrap();
-        let keeper = Keeper::new(dir.path(), Arc::new(Fake::default()), quick(), Arc::default());
+        let mut keeper = Keeper::new(dir.path(), Arc::new(Fake::default()), quick(), Arc::default());
         let (_, delivery) = keeper.take_up().unwrap();
         assert!(delivery.await.is_err());
         assert!(dir.path().join(SENDING).exists());
+    }
+
+    #[tokio::test]
+    async fn two_processes_keep_events_side_by_side_and_the_younger_delivers_what_the_older_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let report = |number| vec![Report { event: event(number), kept: None }];
+        let mut older = Keeper::new(dir.path(), Arc::new(Hangs), quick(), Arc::default());
+        older.keep(report(1)).await;
+        assert!(matches!(older.take_up(), Some((Taken::File, _))));
+        older.keep(report(2)).await;
+        let upstream = Arc::new(Fake::default());
+        let younger = Keeper::new(dir.path(), upstream.clone(), quick(), Arc::default());
+        let (audit, reports) = Audit::new();
+        let before = net::turn::Switch::new(false);
+        let count = || upstream.got.lock().unwrap().len();
+        let story = async {
+            audit.emit(event(3)).await;
+            while count() < 1 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(read(&dir.path().join(FRESH), &Metrics::default()).unwrap().len(), 1, "the older one's stay while it lives");
+            drop(older);
+            before.set(true);
+            while count() < 3 {
+                tokio::task::yield_now().await;
+            }
+            drop(audit);
+        };
+        tokio::join!(younger.run(reports, before.turn()), story);
+        let got: Vec<u128> = upstream.got.lock().unwrap().iter().map(|event| event.uid.as_u128()).collect();
+        assert_eq!(got, [3, 1, 2]);
     }
 
     /// Takes nothing and refuses nothing, as an Auth Service that hangs.
@@ -416,7 +505,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = keeper.run(reports) => panic!("it ended"),
+            () = keeper.run(reports, Turn::always()) => panic!("it ended"),
             () = report => {}
         }
         let kept = [FRESH, SENDING].iter().flat_map(|name| read(&dir.path().join(name), &Metrics::default()).unwrap_or_default());

@@ -12,7 +12,7 @@ use crate::{
     proxies::{self, Proxies},
     rescue::{self, Quarantine, Rescue},
     spool::Spool,
-    ssh::{Guard, Present, Refusals, Settings, Shared},
+    ssh::{self, Arrival, Guard, Present, Refusals, Settings, Shared},
     tunnel::{self, Dialer, Tunnel},
     world::{HostKeys, Upstream},
 };
@@ -21,11 +21,12 @@ use net::{
     backoff::Backoff,
     clock::SharedClock,
     health::{Board, Health},
-    listen::{self, Limits},
+    listen::{self, Limits, Port},
     shutdown::Shutdown,
     swap::Swap,
     task::Group,
     tls::{self, Certificates, ClientAuth, TlsError, TlsIdentity},
+    turn::Turn,
 };
 use std::{
     io,
@@ -34,7 +35,10 @@ use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpStream,
+    sync::{mpsc, watch},
+};
 use types::{Labels, Version, name::BootId};
 use wire::{alpn, hello::Hello};
 
@@ -89,7 +93,13 @@ pub struct World {
     /// This run of the process.
     pub boot: BootId,
     /// Already bound, instead of [`Config::listen_addr`].
-    pub listener: Option<TcpListener>,
+    pub listener: Option<Port>,
+    /// Tunnels are made once it is ours. When it is another's as the service drains, what has begun is still let in.
+    pub turn: Turn,
+    /// Ours once no process before this one has sessions, whose files are in the same spool.
+    pub alone: Turn,
+    /// Connections to be served as if they had come through a tunnel.
+    pub given: Option<mpsc::Receiver<TcpStream>>,
 }
 
 /// Why an SSH Service cannot start.
@@ -111,7 +121,7 @@ pub enum AgentError {
 pub struct Agent {
     shared: Arc<Shared>,
     dialer: Arc<Dialer>,
-    direct: Option<(TcpListener, Arc<Direct>, Limits)>,
+    direct: Option<(Port, Arc<Direct>, Limits)>,
     addr: Option<SocketAddr>,
     events: Reports,
     metrics: Arc<Metrics>,
@@ -123,6 +133,9 @@ pub struct Agent {
     config: Config,
     health: Board,
     boot: BootId,
+    turn: Turn,
+    alone: Turn,
+    given: Option<mpsc::Receiver<TcpStream>>,
     /// Programs and what belongs to them.
     tasks: Group,
     stop: Shutdown,
@@ -131,7 +144,7 @@ pub struct Agent {
 impl Agent {
     /// Opens spool and port. Nothing is served before [`Agent::run`].
     pub fn build(config: Config, world: World) -> Result<Self, AgentError> {
-        let World { clock, version, health, credentials, api, cache, boot, listener } = world;
+        let World { clock, version, health, credentials, api, cache, boot, listener, turn, alone, given } = world;
         let path = config.data_dir.join("spool");
         let spool = Spool::open(&path).map_err(|source| AgentError::Spool { path, source })?;
         let now = credentials.borrow().clone();
@@ -139,7 +152,7 @@ impl Agent {
         let (joined_with, trusted) = watch::channel(now.trust.clone());
         let listener = match (listener, config.listen_addr) {
             (Some(given), _) => Some(given),
-            (None, Some(addr)) => Some(listen::bind(addr).map_err(|source| AgentError::Listen { addr, source })?),
+            (None, Some(addr)) => Some(listen::bind(addr).map(Port::from).map_err(|source| AgentError::Listen { addr, source })?),
             (None, None) => None,
         };
         if listener.is_none() && config.proxies.is_empty() {
@@ -204,6 +217,9 @@ impl Agent {
             config,
             health,
             boot,
+            turn,
+            alone,
+            given,
             tasks,
             stop,
         })
@@ -242,13 +258,16 @@ impl Agent {
             config,
             health,
             boot: _,
+            turn,
+            alone,
+            given,
             tasks,
             stop,
         } = self;
-        delivery.spawn("events", Keeper::new(shared.spool.dir(), upstream.clone(), backoff(), metrics).run(events));
+        delivery.spawn("events", Keeper::new(shared.spool.dir(), upstream.clone(), backoff(), metrics).run(events, alone.clone()));
         uploads.spawn("recordings", {
             let (spool, audit, backoff) = (shared.spool.clone(), shared.audit.clone(), backoff());
-            async move { spool.deliver(upstream, audit, backoff).await }
+            async move { spool.deliver(upstream, audit, backoff, alone).await }
         });
         background.spawn("credentials", follow::credentials(dialer.credentials.clone(), keys, joined_with, certificate, config.labels));
         background.spawn("authorities", follow::authorities(shared.cache.clone(), dialer.clone()));
@@ -264,6 +283,10 @@ impl Agent {
         background.spawn("rescue", rescue::keep(asking, seed, shutdown.clone()));
         background.spawn("health", follow::health(health, proxies, quarantine, config.proxies.len(), direct.is_some(), shutdown.clone()));
 
+        if let Some(given) = given {
+            background.spawn("given", serve_given(given, shared.clone(), sessions.clone()));
+        }
+
         // Its own switch: handlers must live until their sessions have said their last words.
         let port = Shutdown::new();
         let listening = async {
@@ -273,7 +296,10 @@ impl Agent {
         };
         let ending = async {
             shutdown.draining().await;
-            stop.drain();
+            // What came here before another process's turn is served here.
+            if turn.is_ours() {
+                stop.drain();
+            }
             port.drain();
             tokio::select! {
                 () = run_out(&sessions, &tasks) => {}
@@ -320,13 +346,25 @@ impl Agent {
         };
         for (number, addr) in (0u64..).zip(&self.config.proxies) {
             let tunnel = make(number, addr.clone(), None, shutdown.clone());
-            background.spawn("tunnel", tunnel::keep(Arc::new(tunnel), seed.wrapping_add(number)));
+            let turn = self.turn.clone();
+            background.spawn("tunnel", async move {
+                turn.ours().await;
+                tunnel::keep(Arc::new(tunnel), seed.wrapping_add(number)).await;
+            });
         }
         let told = move |number, addr, id, end| make(number, addr, Some(id), end);
         let api = self.api.clone();
         let heard = move |addrs| api.told_of_proxies(addrs);
         background.spawn("peers", proxies::keep_peers(proxies.clone(), background.clone(), seed, shutdown.clone(), heard, told));
         proxies
+    }
+}
+
+/// Serves connections that did not come by tunnel or port.
+async fn serve_given(mut given: mpsc::Receiver<TcpStream>, shared: Arc<Shared>, sessions: Group) {
+    while let Some(stream) = given.recv().await {
+        let (shared, client) = (shared.clone(), stream.peer_addr().ok());
+        sessions.spawn("given", async move { ssh::serve(shared, stream, Arrival { client, local: None }, || ()).await });
     }
 }
 

@@ -5,13 +5,15 @@
 //! torn at its end reads as its end. The session's end is reported for each file found at the start; a repeated report is
 //! recognised by its uid, which follows from the session's id. Files that are no recordings are put aside, never deleted. A file whose
 //! process was killed before its header was written goes: its session had not begun, and nobody heard of it.
+//! Two processes may share the directory (a live restart): each delivers what has no lock, and what the older one left unfinished
+//! counts as found once it has ended.
 
 use crate::{events::Audit, world::Upstream};
-use net::backoff::Backoff;
+use net::{backoff::Backoff, turn::Turn};
 use std::{
     fs::File,
     io::{self, Read},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -74,11 +76,14 @@ impl Spool {
         self.list().map_or(0, |files| files.len())
     }
 
-    /// Delivers what is finished or orphaned, again and again, until dropped.
-    pub async fn deliver(&self, upstream: Arc<dyn Upstream>, audit: Audit, mut backoff: Backoff) {
+    /// Delivers what is finished or orphaned, again and again, until dropped. `alone`: ours once the process before this one, whose
+    /// sessions may run on, has ended.
+    pub async fn deliver(&self, upstream: Arc<dyn Upstream>, audit: Audit, mut backoff: Backoff, alone: Turn) {
         let mut first = true;
         loop {
-            let wait = match self.sweep(&*upstream, &audit, first).await {
+            let found = first && alone.is_ours();
+            first &= !found;
+            let wait = match self.sweep(&*upstream, &audit, found).await {
                 Ok(()) => {
                     backoff.reset();
                     SWEEP
@@ -88,12 +93,14 @@ impl Spool {
                     backoff.next()
                 }
             };
-            first = false;
-            let _woken_or_due = tokio::time::timeout(wait, self.finished.notified()).await;
+            tokio::select! {
+                _woken_or_due = tokio::time::timeout(wait, self.finished.notified()) => {}
+                () = alone.ours(), if first => {}
+            }
         }
     }
 
-    /// One pass over the directory. `found`: at the start of this process, so that every file is another one's.
+    /// One pass over the directory. `found`: the first one alone, so that a file without a lock may be a dead process's.
     async fn sweep(&self, upstream: &dyn Upstream, audit: &Audit, found: bool) -> io::Result<()> {
         let mut failed = None;
         for path in self.list()? {
@@ -153,7 +160,8 @@ fn unlocked(path: &Path) -> io::Result<Option<File>> {
         Err(error) => return Err(error),
     };
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
+        // Another process may have delivered and deleted it since it was opened.
+        Ok(()) => Ok((file.metadata()?.nlink() > 0).then_some(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
     }

@@ -1,8 +1,8 @@
 //! The reverse tunnel: one control connection to each Proxy, kept up for ever, and a dialled-back connection per session.
 //!
 //! [`keep`] dials, registers, listens to the Proxy, and comes back by itself with jitter when the connection is lost or the
-//! Proxy restarts. A Proxy that drains is left only after another connection stands: the old one goes on serving until the
-//! Proxy cuts it. Renewed credentials and changed authorities count from the next dial on. Every dial checks that the other
+//! Proxy restarts. A Proxy that drains, or that another process takes the place of, is left only after another connection stands: the
+//! old one goes on serving until the Proxy cuts it. When it is this process that is replaced, its successor's tunnels stand before it hangs up. Renewed credentials and changed authorities count from the next dial on. Every dial checks that the other
 //! end is a Proxy of this cluster. Messages are `wire::tunnel`'s; the Proxy's half is `proxy::tunnel`.
 
 use crate::{
@@ -50,6 +50,8 @@ const REFUSED: Duration = Duration::from_secs(30);
 /// A connection that lasted so long was a good one.
 const SETTLED: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(PING_SECONDS * 3);
+/// For a Proxy to see that a tunnel has ended.
+const LET_GO: Duration = Duration::from_secs(2);
 /// Dial-backs at once.
 const MOST: usize = 2000;
 
@@ -206,7 +208,8 @@ pub(crate) async fn keep(tunnel: Arc<Tunnel>, seed: u64) {
                         backoff.reset();
                     }
                     tracing::info!(proxy = %tunnel.addr, leaving = end == Link::Leaving, "tunnel ended; making another");
-                    backoff.next()
+                    // Users may be waiting at the process that takes the Proxy's place.
+                    if end == Link::Leaving { backoff.next() / 4 } else { backoff.next() }
                 }
                 Err(error) => {
                     if let Some(public) = error.refusal() {
@@ -342,13 +345,18 @@ async fn spare(tunnel: Arc<Tunnel>) {
                 return Err(TunnelError::NoWelcome);
             }
             let mut stream = tunnel.dialer.open(&tunnel.data_addr(), true).await?;
-            frame::write_frame(&mut stream, &encode(&DataHello::Spare), DEADLINE).await?;
+            frame::write_frame(&mut stream, &encode(&DataHello::Spare { boot_id: Some(tunnel.boot_id.clone()) }), DEADLINE).await?;
             // As long as no session comes; the connection's own keep-alive finds a dead Proxy.
             let start = frame::read_frame(&mut stream, Duration::from_secs(3600)).await?;
             Ok((stream, decode::<Start>(&start).ok()))
         };
+        // The Proxy lets go of it when the tunnel ends: a session that it gave this moment is still served.
+        let ending = async {
+            tunnel.shutdown.draining().await;
+            tokio::time::sleep(LET_GO).await;
+        };
         let taken = tokio::select! {
-            () = tunnel.shutdown.draining() => return,
+            () = ending => return,
             taken = waiting => taken,
         };
         match taken {

@@ -76,6 +76,8 @@ pub(crate) struct Core {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) group: Group,
     pub(crate) shutdown: Shutdown,
+    /// Another process goes on in this one's place.
+    pub(crate) handing_over: std::sync::atomic::AtomicBool,
 }
 
 /// Who asks, after everything that refuses him as such.

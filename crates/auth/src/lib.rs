@@ -149,6 +149,7 @@ pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
         metrics,
         group,
         shutdown: Shutdown::new(),
+        handing_over: std::sync::atomic::AtomicBool::new(false),
     });
     let serving = serve::Serving::new(&core, &config.names, config.limits)?;
     let listener = match world.listener {
@@ -220,6 +221,19 @@ impl Auth {
             Ok(record) => Ok(record),
             Err(fault) => Err(self.core.fault("this process", None, "finalize", fault).await),
         }
+    }
+
+    /// From now on its end is a change of processes and not of the cluster: its row in the inventory stays as it is, for the next
+    /// process to go on with.
+    pub fn hand_over(&self) {
+        self.core.handing_over.store(true, std::sync::atomic::Ordering::Release);
+    }
+
+    /// Puts an event of this process into the audit log.
+    pub async fn record(&self, event: types::Event) -> Result<(), Public> {
+        let event = event.with("server_id", self.core.host_id.to_string()).with("server_hostname", self.core.node_name.as_str());
+        let event = event.with("cluster_name", self.core.cluster.as_str());
+        self.core.audit.record(event).await.map_err(|error| Public::new(types::Code::AuditBroken, error.to_string()))
     }
 
     /// Serves until told to stop. The second call of a service returns at once.

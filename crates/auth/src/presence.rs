@@ -243,7 +243,12 @@ pub(crate) async fn keep_self(core: Arc<Core>, own: Own) {
         tokio::select! {
             // However it ends, it says so once.
             biased;
-            () = core.shutdown.draining(), if state == "active" => state = "draining",
+            () = core.shutdown.draining(), if state == "active" => {
+                if core.handing_over.load(std::sync::atomic::Ordering::Acquire) {
+                    return;
+                }
+                state = "draining";
+            }
             () = core.shutdown.stopping() => return,
             () = tokio::time::sleep(wait) => {}
         }

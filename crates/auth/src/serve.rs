@@ -22,7 +22,13 @@ use net::{
     swap::Swap,
     tls::{self, Authorities, CertificateDer, Certificates, ClientAuth, KeyAlgorithm, TlsError, TlsIdentity, identity::KeyPair},
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpListener, TcpStream},
@@ -34,6 +40,9 @@ use wire::{api::MAX_MESSAGE, api::auth_server::AuthServer, hello::Hello};
 const STRANGER: Duration = Duration::from_secs(60);
 /// A certificate in use for so long is replaced by a new one.
 pub(crate) const RENEW_AFTER: Duration = Duration::from_secs(HOST_LIFE.as_secs() / 2);
+/// How long connections that were accepted before the end may take to come to the server: who was let in is answered.
+const LAST_ARRIVALS: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_millis(20);
 const STRANGER_BUFFER: usize = 64 * 1024;
 /// Accepted connections that wait for the gRPC server.
 const WAITING: usize = 256;
@@ -111,10 +120,28 @@ impl Serving {
         let (sender, incoming) = net::grpc::incoming(WAITING);
         let service =
             AuthServer::new(Service::new(core.clone())).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
-        let door = Door { core: core.clone(), config: self.config.clone(), authorities: self.authorities.clone(), sender };
+        let arriving = Arc::<AtomicUsize>::default();
+        let door = Door {
+            core: core.clone(),
+            config: self.config.clone(),
+            authorities: self.authorities.clone(),
+            sender,
+            arriving: arriving.clone(),
+        };
         let accepting = accept_loop(listener, self.limits, shutdown.clone(), move |conn| door.clone().handle(conn));
         let draining = shutdown.clone();
-        let serving = net::grpc::server().serve_with_incoming_shutdown(service, incoming, async move { draining.draining().await });
+        let ending = async move {
+            draining.draining().await;
+            let arrived = async {
+                while arriving.load(SeqCst) > 0 {
+                    tokio::time::sleep(SETTLE).await;
+                }
+            };
+            let _in_time = tokio::time::timeout(LAST_ARRIVALS, arrived).await;
+            // The server takes what has arrived.
+            tokio::time::sleep(SETTLE).await;
+        };
+        let serving = net::grpc::server().serve_with_incoming_shutdown(service, incoming, ending);
         let both = async {
             let ((), served) = tokio::join!(accepting, serving);
             if let Err(error) = served {
@@ -159,10 +186,28 @@ struct Door {
     config: Arc<tls::ServerConfig>,
     authorities: Swap<Authorities>,
     sender: net::grpc::Sender,
+    /// Connections that are accepted and not yet with the server.
+    arriving: Arc<AtomicUsize>,
+}
+
+/// Counts one connection for as long as it lives.
+struct Arriving(Arc<AtomicUsize>);
+
+impl Arriving {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, SeqCst);
+        Self(count.clone())
+    }
+}
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
 }
 
 impl Door {
     async fn handle(self, conn: Conn) {
+        let arriving = Arriving::new(&self.arriving);
         let Conn { mut stream, peer: addr, permit } = conn;
         let spliced = match tokio::time::timeout(tls::DEADLINE, is_spliced(&mut stream)).await {
             Ok(Ok(spliced)) => spliced,
@@ -192,7 +237,9 @@ impl Door {
         }
         // A stranger's bytes pass through here, so that the listener can cut him when his place or time is needed.
         let (mut near, far) = tokio::io::duplex(STRANGER_BUFFER);
-        if self.sender.send(net::grpc::ServerIo::new(Box::new(far), peer, ())).await {
+        let taken = self.sender.send(net::grpc::ServerIo::new(Box::new(far), peer, ())).await;
+        drop(arriving);
+        if taken {
             let _ = tokio::time::timeout(STRANGER, tokio::io::copy_bidirectional(&mut accepted.stream, &mut near)).await;
         }
         drop(permit);

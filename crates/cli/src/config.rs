@@ -20,6 +20,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 use types::{Code, Public};
 
@@ -27,6 +28,11 @@ use types::{Code, Public};
 pub(crate) const DEFAULT_PATH: &str = "/etc/lockgate.yaml";
 /// Where state is kept when nothing else is said.
 pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/lockgate";
+
+/// `lockgate.restart_timeout`, when nothing is said.
+pub(crate) const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
+/// `lockgate.drain_timeout`, when nothing is said: a certificate lives no longer (`types::role`).
+pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30 * 3600);
 
 /// A whole configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -68,6 +74,10 @@ pub(crate) struct General {
     pub(crate) diag_addr: Option<SocketAddr>,
     /// File that holds the process id while it runs.
     pub(crate) pid_file: Option<PathBuf>,
+    /// How long a new process may take until it is ready to take over from the one that serves (live restart), e.g. `2m`. Default: 1m.
+    pub(crate) restart_timeout: Option<String>,
+    /// How long sessions may run on once the process drains. Default: 30h, the longest life of a certificate.
+    pub(crate) drain_timeout: Option<String>,
     /// What is logged, and how.
     pub(crate) log: Log,
     /// Where the Auth Service keeps the cluster's state.
@@ -249,6 +259,11 @@ impl Config {
         let general = &self.lockgate;
         if let Some(Err(error)) = general.nodename.as_deref().map(types::NodeName::new) {
             fault("lockgate.nodename", error.to_string());
+        }
+        for (key, length) in [("restart_timeout", &general.restart_timeout), ("drain_timeout", &general.drain_timeout)] {
+            if let Some(Err(error)) = length.as_deref().map(str::parse::<types::Ttl>) {
+                fault(&format!("lockgate.{key}"), error.to_string());
+            }
         }
         let ways = [
             ("auth_server", general.auth_server.is_some()),

@@ -24,11 +24,12 @@ use client::{api::Api, cache::Cache, host::HostCredentials, trust::ClusterTrust}
 use net::{
     clock::SharedClock,
     health::{Board, Health},
-    listen::Limits,
+    listen::{Limits, Port},
     shutdown::Shutdown,
     swap::Swap,
     task::Group,
     tls::{self, Authorities, TlsError},
+    turn::Turn,
 };
 use std::{
     io,
@@ -37,13 +38,16 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 use tunnel::Tunnels;
 use types::{Version, name::ClusterId};
 use wire::hello::Hello;
 
 /// How long what is left may take to end once sessions have run out.
 const LAST_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long hosts may take from the process before this one.
+const HOSTS_COME: Duration = Duration::from_secs(30);
 
 /// Settings of a Proxy.
 #[derive(Clone, Debug)]
@@ -104,9 +108,13 @@ pub struct World {
     /// Fed with [`client::cache::PROXY_KINDS`].
     pub cache: Cache,
     /// Already bound, instead of [`Config::listen_addr`].
-    pub listener: Option<TcpListener>,
+    pub listener: Option<Port>,
     /// Already bound, instead of [`Config::ssh_listen_addr`].
-    pub ssh_listener: Option<TcpListener>,
+    pub ssh_listener: Option<Port>,
+    /// When another process serves on the same ports, hosts are sent there.
+    pub turn: Turn,
+    /// It takes another process's place: hosts are on their way from there.
+    pub succeeds: bool,
 }
 
 /// Why a Proxy cannot start.
@@ -170,9 +178,11 @@ fn trust(cache: &Cache, credentials: &watch::Receiver<Arc<HostCredentials>>) -> 
 /// A Proxy that listens, and serves once it is run.
 pub struct Proxy {
     shared: Arc<Shared>,
-    listener: TcpListener,
-    ssh_listener: Option<TcpListener>,
+    listener: Port,
+    ssh_listener: Option<Port>,
     limits: Limits,
+    turn: Turn,
+    succeeds: bool,
     /// Tunnels, records: everything that must outlive the last session.
     keepers: Group,
     shutdown: Shutdown,
@@ -187,8 +197,7 @@ impl Proxy {
             (None, Some(addr)) => Some(listen(None, addr)?),
             (None, None) => None,
         };
-        let address =
-            |listener: &TcpListener| listener.local_addr().map_err(|source| ProxyError::Listen { addr: config.listen_addr, source });
+        let address = |listener: &Port| listener.local_addr().map_err(|source| ProxyError::Listen { addr: config.listen_addr, source });
         let (web_addr, ssh_addr) = (address(&listener)?, ssh_listener.as_ref().map(address).transpose()?);
 
         let authorities = trust(&world.cache, &world.credentials).swap()?;
@@ -233,7 +242,8 @@ impl Proxy {
             ssh_addr,
             shutdown: shutdown.clone(),
         });
-        Ok(Self { shared, listener, ssh_listener, limits: config.limits, keepers, shutdown })
+        let (turn, succeeds) = (world.turn, world.succeeds);
+        Ok(Self { shared, listener, ssh_listener, limits: config.limits, turn, succeeds, keepers, shutdown })
     }
 
     /// Where the TLS port listens.
@@ -256,9 +266,13 @@ impl Proxy {
     /// Serves until told otherwise. Draining: takes nothing new, tells agents, and lets sessions run out; then, or when told to
     /// stop, everything ends.
     pub async fn run(self, shutdown: Shutdown) {
-        let Self { shared, listener, ssh_listener, limits, keepers, shutdown: own } = self;
+        let Self { shared, listener, ssh_listener, limits, turn, succeeds, keepers, shutdown: own } = self;
         keepers.spawn("follow", follow(shared.clone()));
         keepers.spawn("peers", tunnel::peers::follow(shared.clone()));
+        if succeeds {
+            shared.tunnels.expect(HOSTS_COME).await;
+        }
+        keepers.spawn("turn", take_turns(shared.tunnels.clone(), turn, succeeds));
         keepers.spawn("shutdown", {
             let (shared, outer, own) = (shared.clone(), shutdown.clone(), own.clone());
             async move {
@@ -292,10 +306,25 @@ impl Proxy {
     }
 }
 
-fn listen(given: Option<TcpListener>, addr: SocketAddr) -> Result<TcpListener, ProxyError> {
+fn listen(given: Option<Port>, addr: SocketAddr) -> Result<Port, ProxyError> {
     match given {
-        Some(listener) => Ok(listener),
-        None => net::listen::bind(addr).map_err(|source| ProxyError::Listen { addr, source }),
+        Some(port) => Ok(port),
+        None => net::listen::bind(addr).map(Port::from).map_err(|source| ProxyError::Listen { addr, source }),
+    }
+}
+
+/// Hosts belong where the ports are served: they are sent there, and waited for here. What they have here goes on serving meanwhile.
+async fn take_turns(tunnels: Tunnels, turn: Turn, succeeds: bool) {
+    turn.ours().await;
+    if succeeds {
+        tunnels.expect(HOSTS_COME).await;
+    }
+    loop {
+        turn.theirs().await;
+        tunnels.leave(true).await;
+        turn.ours().await;
+        tunnels.leave(false).await;
+        tunnels.expect(HOSTS_COME).await;
     }
 }
 

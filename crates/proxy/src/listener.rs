@@ -11,14 +11,14 @@ use net::{
     IoStream,
     copy::{self, splice},
     hello::HelloError,
-    listen::{Conn, Limits, Permit, accept_loop},
+    listen::{Conn, Limits, Permit, Port, accept_loop},
     peek::{PeekError, Rewound, Spoken, Wanted, peek},
     tls::{self, Accepted},
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncWriteExt as _, copy_buf},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
 };
 use types::{Identity, version::Direction};
 use wire::{alpn, hello::Hello};
@@ -65,9 +65,9 @@ impl Door {
 }
 
 /// Serves the port until drained, then until the last session has ended or everything is stopped.
-pub(crate) async fn run(listener: TcpListener, limits: Limits, shared: Arc<Shared>) {
+pub(crate) async fn run(port: Port, limits: Limits, shared: Arc<Shared>) {
     let (router, shutdown) = (web::router(shared.clone()), shared.shutdown.clone());
-    accept_loop(listener, limits, shutdown, move |conn| {
+    accept_loop(port, limits, shutdown, move |conn| {
         let (shared, router) = (shared.clone(), router.clone());
         // Boxed: most connections are idle, and the largest door would set the size of all.
         Box::pin(async move { serve(shared, router, conn).await })

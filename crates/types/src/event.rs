@@ -49,6 +49,8 @@ events! {
     AccessDenied = "access.denied", "L9003W": "a request was refused by the caller's roles",
     VersionRefused = "version.refused", "LV001W": "a connection was refused because of its version",
     VersionSkipped = "version.check_skipped", "LV002W": "a process runs with --skip-version-check",
+    Restart = "member.restart", "LM001I": "a new process took over from the one before it, whose sessions run on",
+    RestartFailed = "member.restart", "LM001E": "a new process was not fit to take over; the one before it serves on",
     AuthStart = "auth.start", "LA001I": "an Auth Service began to serve",
     AuditTrim = "audit.trim", "LA002I": "old events were removed from the audit log by its retention",
     AuditExport = "audit.export", "LA003I": "the audit log was exported",

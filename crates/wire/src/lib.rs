@@ -12,6 +12,7 @@ pub mod content;
 pub mod credentials;
 pub mod edge;
 pub mod frame;
+pub mod handover;
 pub mod hello;
 pub mod identity;
 pub mod recording;

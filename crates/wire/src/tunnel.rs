@@ -93,8 +93,11 @@ pub enum ToProxy {
 pub enum DataHello {
     /// For the session of that ticket. A ticket works once, for the host it was sent to.
     Ticket { ticket: String },
-    /// Wait here for [`Start`].
-    Spare,
+    /// Wait here for [`Start`]. Of the process that registered with that boot id.
+    Spare {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        boot_id: Option<String>,
+    },
 }
 
 /// Sent by the Proxy on a data connection when a session takes it; then the bytes are the session's.
@@ -143,7 +146,9 @@ mod tests {
         check(encode(&ToAgent::Welcome { proxy_id: id, peers: vec![peer.clone()], addr: None }), &welcome);
         check(encode(&ToAgent::Peers { peers: vec![peer] }), &format!(r#"{{"type":"peers","peers":[{named}]}}"#));
         check(encode(&ToProxy::Pong { seq: 7 }), r#"{"type":"pong","seq":7}"#);
-        check(encode(&DataHello::Spare), r#"{"type":"spare"}"#);
+        check(encode(&DataHello::Spare { boot_id: None }), r#"{"type":"spare"}"#);
+        check(encode(&DataHello::Spare { boot_id: Some("b".into()) }), r#"{"type":"spare","boot_id":"b"}"#);
+        assert_eq!(decode::<DataHello>(br#"{"type":"spare"}"#).unwrap(), DataHello::Spare { boot_id: None });
         check(encode(&DataHello::Ticket { ticket: "t".into() }), r#"{"type":"ticket","ticket":"t"}"#);
     }
 }

@@ -150,7 +150,12 @@ async fn a_killed_agents_recording_is_delivered_by_the_next_and_its_end_reported
     std::fs::write(&unbegun, &bytes[..20]).unwrap();
     let (audit, mut events) = agent::events::Audit::new();
     let reports = Arc::new(Reports::default());
-    let delivery = spool.deliver(reports.clone(), audit, net::backoff::Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1));
+    let delivery = spool.deliver(
+        reports.clone(),
+        audit,
+        net::backoff::Backoff::new(Duration::from_millis(1), Duration::from_millis(5), 1),
+        net::turn::Turn::always(),
+    );
     let event = tokio::select! {
         () = delivery => unreachable!(),
         event = async {

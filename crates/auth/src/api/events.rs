@@ -112,7 +112,9 @@ fn only_ours(kind: EventKind) -> bool {
         | EventKind::RequestDenied
         | EventKind::AccessDenied
         | EventKind::VersionRefused
-        | EventKind::VersionSkipped => false,
+        | EventKind::VersionSkipped
+        | EventKind::Restart
+        | EventKind::RestartFailed => false,
     }
 }
 

@@ -4,8 +4,35 @@
 //! degraded; the body is JSON with the reason of each. Build information by role is in the metrics (rule G12).
 
 use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
-use net::health::{Board, Health};
-use std::sync::Arc;
+use net::{
+    health::{Board, Health},
+    listen::Port,
+};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::net::TcpStream;
+
+/// The diagnostic address, which another process may serve too.
+pub(crate) struct Listener(pub(crate) Port);
+
+impl axum::serve::Listener for Listener {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        loop {
+            match self.0.accept().await {
+                Ok(accepted) => return accepted,
+                Err(error) => {
+                    tracing::debug!(%error, "no connection for diagnostics");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
 
 /// Everything the endpoint shows.
 pub(crate) struct Diagnostics {

@@ -1,4 +1,6 @@
 //! `lockgate install systemd`: the unit. TERM stops at once, QUIT drains: `systemctl stop` drains first, within its time limit.
+//! `systemctl reload` is a live restart (`restart`), for which systemd waits since version 253. The unit is the same on every machine, since
+//! packages hold it: an older systemd warns of the second `Type` and keeps the first, and there `HUP` is sent by hand.
 
 use crate::exit::{Could as _, Outcome};
 use std::{
@@ -36,6 +38,9 @@ Wants=network-online.target
 
 [Service]
 Type=notify
+# A reload is a live restart: the program, which may be a newer one, takes over, and the process before ends with its sessions. An older
+# systemd than 253 does not know this type and keeps the one above: systemctl kill --signal=HUP --kill-who=main lockgate
+Type=notify-reload
 # A host waits for its cluster, and one that must be upgraded first says so and waits too: that is no failure to start.
 TimeoutStartSec=infinity
 EnvironmentFile=-{env}
@@ -70,7 +75,9 @@ mod tests {
         assert!(
             text.contains("KillSignal=SIGQUIT\n")
                 && text.contains("LimitNOFILE=1024\n")
-                && text.contains("Type=notify\n")
+                && text.contains("\nType=notify\n")
+                && text.contains("\nType=notify-reload\n")
+                && !text.contains("ExecReload=")
                 && text.contains("\nTimeoutStartSec=infinity\n")
         );
     }

@@ -3,7 +3,14 @@
 //! Names are a promise: dashboards and alarms rest on them. The Auth Service's counters bring name and meaning along; every other
 //! name has its row in [`NAMES`] (a test, and `cargo xtask check frozen`, which reads the sources).
 
-use std::{fmt::Write as _, sync::Arc};
+use net::turn::Turn;
+use std::{
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 /// Where numbers come from; filled as services start.
 #[derive(Clone, Default)]
@@ -11,6 +18,9 @@ pub(super) struct Sources {
     pub(super) auth: Option<Arc<auth::metrics::Metrics>>,
     pub(super) proxy: Option<Arc<proxy::Metrics>>,
     pub(super) agent: Option<Arc<agent::Metrics>>,
+    /// Ours once the process before this one has ended.
+    pub(super) before: Option<Turn>,
+    pub(super) restart_failures: Arc<AtomicU64>,
 }
 
 /// The sources of a process that is still starting.
@@ -33,6 +43,9 @@ impl Sources {
         for sample in self.proxy.iter().flat_map(|metrics| metrics.samples()) {
             line(&mut out, sample.name, sample.label.as_ref().map(|(key, value)| (*key, value.as_str())), sample.value, sample.gauge);
         }
+        let runs_on = self.before.as_ref().is_some_and(|before| !before.is_ours());
+        line(&mut out, "lockgate_process_before_running", None, u64::from(runs_on), true);
+        line(&mut out, "lockgate_restart_failures_total", None, self.restart_failures.load(Ordering::Relaxed), false);
         out
     }
 }
@@ -66,6 +79,7 @@ const NAMES: &[(&str, &str, &str)] = &[
     ("lockgate_migration_rows", "gauge", "rows that a migration has to do, by migration"),
     ("lockgate_migration_seconds_left", "gauge", "how long a migration will take at this rate, by migration"),
     ("lockgate_migration_state", "gauge", "the state of a migration, as a number in the order of docs/migrations.md"),
+    ("lockgate_process_before_running", "gauge", "whether the process that this one replaced still has sessions"),
     ("lockgate_proxy_bytes_total", "counter", "bytes of sessions, by direction"),
     ("lockgate_proxy_connections_total", "counter", "connections, by kind"),
     (
@@ -78,6 +92,7 @@ const NAMES: &[(&str, &str, &str)] = &[
     ("lockgate_proxy_rescue_bytes_total", "counter", "bytes of releases handed to hosts that are refused for their version"),
     ("lockgate_proxy_sessions_open", "gauge", "sessions that are open now"),
     ("lockgate_proxy_sessions_total", "counter", "sessions that were opened"),
+    ("lockgate_restart_failures_total", "counter", "new processes that were not fit to take over; this one served on"),
 ];
 
 /// Every metric of `/metrics`: name, type, meaning; in the order of their names.
@@ -114,7 +129,8 @@ mod tests {
     fn every_name_that_is_served_is_told_in_the_reference_with_its_type() {
         let told: BTreeSet<String> = names().into_iter().map(|(name, kind, _)| format!("{name} {kind}")).collect();
         assert_eq!(told.len(), names().len(), "names are unique");
-        let text = Sources { auth: Some(Arc::default()), proxy: Some(Arc::default()), agent: Some(Arc::default()) }.render();
+        let text = Sources { auth: Some(Arc::default()), proxy: Some(Arc::default()), agent: Some(Arc::default()), ..Sources::default() };
+        let text = text.render();
         let served = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         assert!(served.clone().count() > 20, "{text}");
         for name in served {

@@ -6,8 +6,11 @@ mod install;
 mod logging;
 pub(crate) mod metrics;
 pub(crate) mod offline;
+mod ports;
 mod process;
 mod rescue;
+mod restart;
+mod services;
 mod settings;
 mod signals;
 mod start;
@@ -35,7 +38,7 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Runs the services until TERM (stop) or QUIT (drain: wait for sessions to end)
+    /// Runs the services until TERM (stop) or QUIT (drain: wait for sessions to end); HUP starts the program anew without a session lost
     #[command(after_help = START_EXAMPLES)]
     Start(Box<StartArgs>),
     /// Prints a configuration file, or checks one

@@ -1,9 +1,12 @@
 //! What a process needs of its host: private directories, its id for life, the file with its process id, systemd's ear.
 
 use std::{
-    io::Write as _,
+    io::{Seek as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 use types::{Code, HostId, Public};
@@ -26,9 +29,9 @@ pub(super) fn make_private(directory: &Path) -> Result<(), Public> {
     Ok(())
 }
 
-/// The right to use a data directory: one process at a time. Given back by the kernel, however the process ends.
+/// The right to use a data directory: one process at a time, or one and its successor. Given back by the kernel, however they end.
 pub(super) struct DataLock {
-    _file: std::fs::File,
+    file: std::fs::File,
 }
 
 impl DataLock {
@@ -36,7 +39,7 @@ impl DataLock {
         let path = data_dir.join("lock");
         let failed = |error: std::io::Error| Public::new(Code::Config, format!("{}: {error}", path.display()));
         let open = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let mut file = open.map_err(failed)?;
+        let file = open.map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
@@ -47,9 +50,25 @@ impl DataLock {
             }
             Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
         }
-        // Only for the message above.
-        let _told = file.set_len(0).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+
+    /// The lock of the process before, which both hold from now on.
+    pub(super) fn inherited(file: std::fs::File) -> Self {
+        Self { file }
+    }
+    /// For the next process.
+    pub(super) fn descriptor(&self) -> std::io::Result<OwnedFd> {
+        Ok(self.file.try_clone()?.into())
+    }
+    /// Writes down who leads: only for the message above.
+    pub(super) fn note(&self) {
+        let mut file = &self.file;
+        let told =
+            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
+        if let Err(error) = told {
+            tracing::debug!(%error, "the lock does not say who holds it");
+        }
     }
 }
 
@@ -75,7 +94,10 @@ pub(super) struct PidFile(PathBuf);
 
 impl PidFile {
     pub(super) fn write(path: PathBuf) -> Result<Self, Public> {
-        std::fs::write(&path, format!("{}\n", std::process::id()))
+        // Whoever reads it sees the one process or the other.
+        let fresh = path.with_extension("new");
+        std::fs::write(&fresh, format!("{}\n", std::process::id()))
+            .and_then(|()| std::fs::rename(&fresh, &path))
             .map_err(|error| Public::new(Code::Config, format!("the pid file {}: {error}", path.display())))?;
         Ok(Self(path))
     }
@@ -140,10 +162,15 @@ mod tests {
     fn one_process_at_a_time_uses_a_data_directory() {
         let dir = tempfile::tempdir().unwrap();
         let held = DataLock::take(dir.path()).unwrap();
+        held.note();
         let error = DataLock::take(dir.path()).err().unwrap();
         assert!(error.message.contains(&format!("process {}", std::process::id())), "{error}");
         assert!(error.hint.is_some());
+        let handed_on = DataLock::inherited(held.descriptor().unwrap().into());
         drop(held);
+        assert!(DataLock::take(dir.path()).is_err(), "its successor holds it too");
+        handed_on.note();
+        drop(handed_on);
         assert!(DataLock::take(dir.path()).is_ok());
     }
 

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 use types::{ClusterName, Code, Labels, NodeName, Public, Secret, SystemRole, Ttl};
 
@@ -18,6 +19,10 @@ pub(crate) struct Settings {
     pub(crate) nodename: NodeName,
     pub(crate) diag_addr: Option<SocketAddr>,
     pub(crate) pid_file: Option<PathBuf>,
+    /// For a new process to be ready to take over.
+    pub(crate) restart_timeout: Duration,
+    /// For sessions to run to their end.
+    pub(crate) drain_timeout: Duration,
     pub(crate) severity: Severity,
     pub(crate) log_format: LogFormat,
     pub(crate) skip_version_check: bool,
@@ -167,6 +172,8 @@ fn settle(config: &Config, args: &StartArgs) -> Result<Settings, String> {
         join: if has_auth { None } else { join.map(|by| Join { by, token, pins: general.ca_pin.clone() }) },
         diag_addr: general.diag_addr,
         pid_file: general.pid_file.clone(),
+        restart_timeout: length(general.restart_timeout.as_deref(), config::RESTART_TIMEOUT),
+        drain_timeout: length(general.drain_timeout.as_deref(), config::DRAIN_TIMEOUT),
         severity: general.log.severity.unwrap_or(Severity::Info),
         log_format: general.log.format.unwrap_or(LogFormat::Text),
         skip_version_check: args.skip_version_check,
@@ -174,6 +181,11 @@ fn settle(config: &Config, args: &StartArgs) -> Result<Settings, String> {
         data_dir,
         nodename,
     })
+}
+
+/// As written; what cannot be read was told by [`Config::check`].
+fn length(written: Option<&str>, usual: Duration) -> Duration {
+    written.and_then(|text| text.parse::<Ttl>().ok()).map_or(usual, |length| length.0)
 }
 
 fn any(port: u16) -> SocketAddr {

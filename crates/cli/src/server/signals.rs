@@ -1,11 +1,24 @@
-//! How the process is told to end. TERM and INT stop: sessions get a hang-up, recordings are completed. QUIT drains: no new
-//! session, the existing ones run to their end; a second QUIT changes nothing, TERM cuts the drain short. HUP, USR1 and USR2, which
-//! would kill a process that does not know them, change nothing: who sends them takes this release for another.
+//! How the process is told to end, or to let another take its place. TERM and INT stop: sessions get a hang-up, recordings are
+//! completed. QUIT drains: no new session, the existing ones run to their end; a second QUIT changes nothing, TERM cuts the drain short.
+//! USR2 starts the program anew and lets that process take over, while this one stands by; HUP does the same and then drains this one.
+//! USR1, which would kill a process that does not know it, changes nothing.
 
 use net::shutdown::Shutdown;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
 
-/// The signals that reach a process.
+/// What is to become of this process once another has taken over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wish {
+    /// It comes back when the other ends.
+    StandBy,
+    /// It ends when its sessions have.
+    Replace,
+}
+
+/// The signals that this process obeys.
 pub(super) struct Signals {
     term: Signal,
     int: Signal,
@@ -28,9 +41,13 @@ impl Signals {
         })
     }
 
-    /// Turns signals into shutdown stages, until the stop.
-    pub(super) async fn obey(mut self, shutdown: Shutdown) {
-        let unknown = |name| tracing::warn!("{name} means nothing to this release: TERM stops, QUIT drains");
+    /// Turns signals into shutdown stages and wishes, until the stop.
+    pub(super) async fn obey(mut self, shutdown: Shutdown, wishes: mpsc::Sender<Wish>) {
+        let ask = |wish| {
+            if wishes.try_send(wish).is_err() {
+                tracing::info!("another process is taking over already");
+            }
+        };
         loop {
             tokio::select! {
                 _ = self.term.recv() => { tracing::info!("TERM: stopping"); return shutdown.stop(); }
@@ -39,9 +56,9 @@ impl Signals {
                     tracing::info!("QUIT: draining; existing sessions run to their end, TERM cuts this short");
                     shutdown.drain();
                 }
-                _ = self.hup.recv() => unknown("HUP"),
-                _ = self.usr1.recv() => unknown("USR1"),
-                _ = self.usr2.recv() => unknown("USR2"),
+                _ = self.hup.recv() => { tracing::info!("HUP: another process is to take over, then this one drains"); ask(Wish::Replace); }
+                _ = self.usr2.recv() => { tracing::info!("USR2: another process is to take over, and this one stands by"); ask(Wish::StandBy); }
+                _ = self.usr1.recv() => tracing::warn!("USR1 means nothing to this release: TERM stops, QUIT drains, HUP replaces"),
                 () = shutdown.stopping() => return,
             }
         }

@@ -1,55 +1,62 @@
-//! `lockgate start`: one process, whatever services it runs.
+//! `lockgate start`: one process, whatever services it runs, from the first look at its settings to its end.
 //!
-//! Read top to bottom: settings → data directory → Auth (if ours) → credentials (ours, kept, or joined for) → API and cache →
-//! Proxy → SSH Service → heartbeats and renewal → diagnostics → wait for the end. Services meet over the wire even here: the
-//! SSH Service reaches its own Proxy by tunnel, the Proxy its own Auth Service by TLS.
+//! Read top to bottom: settings → data directory → services (`services.rs`) → signals: another process takes over (`restart`), or the
+//! end: sessions run out, or are told to go. A process that takes another's place comes the same way, and waits where the other decides.
 
 use super::{
-    StartArgs, diag, logging, metrics,
-    process::{DataLock, PidFile, host_id, host_part, loopback, make_private, tell_systemd},
-    settings::{self, JoinBy, Settings},
-    signals::Signals,
+    StartArgs, logging, metrics,
+    ports::Ports,
+    process::{DataLock, PidFile, host_id, make_private, tell_systemd},
+    restart::{
+        self, Successor,
+        before::{self, Before, Inheritance},
+    },
+    services,
+    settings::{self, Settings},
+    signals::{Signals, Wish},
 };
-use crate::exit::{Could as _, Outcome};
-use client::{
-    api::{Access, Api, Settings as ApiSettings, Via},
-    cache::{AGENT_KINDS, Cache, PROXY_KINDS},
-    host::{self, HostCredentials, Joining},
-    keys::KeyPair,
-    known_proxies,
-    presence::{self, Beat, Pulse},
-};
+use crate::exit::{Could as _, Failure, Outcome};
+use client::{api::Api, host::HostCredentials};
 use net::{
     clock::{SharedClock, SystemClock},
     health::{Board, Health},
     shutdown::Shutdown,
     task::Group,
+    tls::Pin,
+    turn::{Switch, Turn},
 };
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::watch};
-use types::{
-    Code, Extra, HostId, Metadata, Public, Resource, SystemRole, Time, Version,
-    kind::{Member, Node},
-    name::BootId,
+use std::{
+    collections::BTreeSet,
+    os::fd::OwnedFd,
+    process::ExitCode,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
+use tokio::sync::{mpsc, watch};
+use types::{Event, HostId, Public, SystemRole, Time, Version, name::BootId};
+use wire::handover::ToOld;
 
 /// How long services may take to end after a stop, recordings included.
 const LAST_DEADLINE: Duration = Duration::from_secs(15);
-/// How long an Auth Service that ends finishes the requests in progress.
-const SENT_AWAY: Duration = Duration::from_secs(3);
+/// For an event about this process to be taken.
+const RECORDING: Duration = Duration::from_secs(60);
 
 /// Runs until a signal ends it.
 pub(crate) fn start(args: &StartArgs) -> Outcome {
+    let socket = before::find().could("reach the process before this one")?;
+    let sockets = super::ports::from_systemd();
     let settings = settings::resolve(args).could("read the configuration")?;
     logging::start(settings.severity, settings.log_format);
-    let use_it = || format!("use the data directory {}", settings.data_dir.display());
-    make_private(&settings.data_dir).could(use_it())?;
-    let _alone = DataLock::take(&settings.data_dir).could(use_it())?;
+    make_private(&settings.data_dir).could(use_it(&settings))?;
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().could("start the runtime")?;
-    let ended = runtime.block_on(run(settings));
+    let ended = runtime.block_on(run(settings, socket, sockets));
     runtime.shutdown_timeout(Duration::from_secs(2));
-    ended.could("run the services").map(|()| ExitCode::SUCCESS)
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+fn use_it(settings: &Settings) -> String {
+    format!("use the data directory {}", settings.data_dir.display())
 }
 
 /// Each connection takes a descriptor, and the limit that most systems start with (1,024) is for programs with few. Sessions get
@@ -63,438 +70,278 @@ fn raise_open_files() {
 }
 
 /// What the parts of this process share.
-struct Process {
-    settings: Settings,
-    clock: SharedClock,
-    version: Version,
-    board: Board,
-    tasks: Group,
+pub(super) struct Process {
+    pub(super) settings: Settings,
+    pub(super) clock: SharedClock,
+    pub(super) version: Version,
+    pub(super) board: Board,
+    pub(super) tasks: Group,
     /// Proxy and SSH Service: they end by themselves once drained. The rest ends after them.
-    services: Group,
-    shutdown: Shutdown,
-    host_id: HostId,
-    boot_id: BootId,
-    started: Time,
-    metrics: metrics::Shared,
+    pub(super) services: Group,
+    pub(super) shutdown: Shutdown,
+    pub(super) host_id: HostId,
+    pub(super) boot_id: BootId,
+    pub(super) started: Time,
+    pub(super) metrics: metrics::Shared,
+    switch: Switch,
+    pub(super) turn: Turn,
+    pub(super) ports: Ports,
+    pub(super) before: Option<Before>,
+    pub(super) lock: Option<DataLock>,
+    pid_file: Option<PidFile>,
+    /// While it runs.
+    pub(super) auth: Option<AuthRun>,
+    /// Of the host authority, when the Auth Service is ours.
+    pub(super) pins: Vec<Pin>,
+    /// Once it is a member beside an Auth Service.
+    pub(super) member: Option<MemberPart>,
 }
 
-async fn run(settings: Settings) -> Result<(), Public> {
-    let signals = Signals::listen().map_err(|error| Public::new(Code::Internal, format!("signals cannot be received: {error}")))?;
-    let clock = SystemClock::shared();
-    let host_id = host_id(&settings.data_dir)?;
+/// The Auth Service of this process.
+pub(super) struct AuthRun {
+    pub(super) auth: Arc<auth::Auth>,
+    pub(super) end: Shutdown,
+    /// Ours once its files are closed.
+    pub(super) ended: Turn,
+}
+
+/// This process as a member of the cluster.
+pub(super) struct MemberPart {
+    pub(super) api: Api,
+    pub(super) credentials: watch::Sender<Arc<HostCredentials>>,
+    pub(super) roles: BTreeSet<SystemRole>,
+    /// The credentials come from the Auth Service of this process.
+    pub(super) local: bool,
+}
+
+async fn run(settings: Settings, socket: Option<OwnedFd>, sockets: Vec<super::ports::Found>) -> Result<(), Failure> {
+    let signals = Signals::listen().could("receive signals")?;
+    // Listens for as long as this process lives, and to nothing but its end once it leads.
+    let conversation = Group::new("live restart");
+    let (inheritance, lock) = match socket {
+        Some(socket) => {
+            let mut inheritance = before::inherit(socket, &conversation).await.could("take over")?;
+            let lock = inheritance.lock.take().map(DataLock::inherited);
+            (Some(inheritance), lock)
+        }
+        None => (None, None),
+    };
+    let lock = match lock {
+        Some(lock) => lock,
+        None => DataLock::take(&settings.data_dir).could(use_it(&settings))?,
+    };
+    let (before, found) = match inheritance {
+        Some(Inheritance { before, ports, .. }) => (Some(before), ports),
+        None => (None, sockets),
+    };
+    let switch = Switch::new(before.is_none());
+    let (turn, clock) = (switch.turn(), SystemClock::shared());
+    let sources = metrics::Sources { before: before.as_ref().map(Before::alone), ..metrics::Sources::default() };
     let mut process = Process {
         version: crate::version(),
         board: Board::default(),
         tasks: Group::new("lockgate"),
         services: Group::new("services"),
         shutdown: Shutdown::new(),
-        host_id,
-        boot_id: BootId::from_uuid(uuid::Uuid::new_v4()),
+        host_id: host_id(&settings.data_dir).could(use_it(&settings))?,
+        // Proxies tell the newer of two processes by it.
+        boot_id: BootId::from_uuid(uuid::Uuid::now_v7()),
         started: clock.now(),
-        metrics: metrics::Shared::new(metrics::Sources::default()),
+        metrics: metrics::Shared::new(sources),
+        ports: Ports::new(turn.clone(), found),
+        lock: Some(lock),
+        pid_file: None,
+        auth: None,
+        pins: Vec::new(),
+        member: None,
+        switch,
+        turn,
+        before,
         clock,
         settings,
     };
-    let _pid_file = process.settings.pid_file.clone().map(PidFile::write).transpose()?;
+    live(&mut process, signals).await.could("run the services")
+}
+
+async fn live(process: &mut Process, signals: Signals) -> Result<(), Public> {
+    if process.before.is_none() {
+        process.show_pid()?;
+    }
     tracing::info!(version = %process.version, git = crate::GITREF, roles = %shown(&process.settings.roles), "Lockgate starts");
-    process.tasks.spawn("signals", signals.obey(process.shutdown.clone()));
+    let (wish, wishes) = mpsc::channel(1);
+    process.tasks.spawn("signals", signals.obey(process.shutdown.clone(), wish));
     for role in &process.settings.roles {
         process.board.set(component(role), Health::Starting);
     }
-    diagnostics(&process).await?;
     let shutdown = process.shutdown.clone();
+    let before = process.before.as_ref().map(Before::gave_up);
+    let gave_up = async {
+        match before {
+            Some(before) => before.await,
+            None => std::future::pending().await,
+        }
+    };
     let began = tokio::select! {
-        began = serve(&mut process) => began,
+        began = begin(process) => began,
         // Also when it drains: what has not begun has nothing to finish, and a join may wait for hours.
         () = shutdown.draining() => Ok(()),
+        () = gave_up => Err(before::gone()),
     };
     if let Err(error) = began {
+        if let Some(before) = &process.before {
+            before.say(&ToOld::Failed { error: error.clone() }).await;
+        }
         shutdown.stop();
         process.tasks.join(LAST_DEADLINE).await;
         return Err(error);
     }
-    process.announce_when_ready();
-    shutdown.draining().await;
-    tell_systemd(&[sd_notify::NotifyState::Stopping]);
-    // Heartbeats say "draining"; the services wait for their sessions and then end by themselves, or by a stop.
-    tokio::select! {
-        _ = process.services.join(Duration::from_secs(365 * 24 * 3600)) => {}
-        () = shutdown.stopping() => { process.services.join(LAST_DEADLINE).await; }
-    }
-    shutdown.stop();
-    process.tasks.join(LAST_DEADLINE).await;
+    let successor = serve(process, wishes).await;
+    end(process, successor).await;
     tracing::info!("Lockgate ended");
     Ok(())
 }
 
-/// Starts the services in the order in which they need each other.
-async fn serve(process: &mut Process) -> Result<(), Public> {
-    let auth = match process.settings.roles.contains(&SystemRole::Auth) {
-        true => Some(start_auth(process).await?),
-        false => None,
-    };
-    let member_roles: BTreeSet<SystemRole> = process.settings.roles.iter().filter(|role| **role != SystemRole::Auth).cloned().collect();
-    if member_roles.is_empty() {
+/// Until users can be served; a process that takes another's place then leads.
+async fn begin(process: &mut Process) -> Result<(), Public> {
+    services::diagnostics(process)?;
+    services::serve(process).await?;
+    process.ports.forget_the_rest();
+    let Some(mut before) = process.before.take() else {
+        process.announce_when_ready();
         return Ok(());
-    }
-    let credentials = credentials(process, auth.as_deref(), &member_roles).await?;
-    let (sender, receiver) = watch::channel(Arc::new(credentials));
-    let via = match (&auth, &process.settings.join) {
-        (Some(auth), _) => Via::Auth(auth.local_addr().to_string()),
-        (None, Some(join)) => by(&join.by),
-        (None, None) => return Err(Public::new(Code::Config, "there is no way to an Auth Service")),
     };
-    let role = if member_roles.contains(&SystemRole::Proxy) { "proxy" } else { "node" };
-    let api = Api::new(ApiSettings {
-        via: via.clone(),
-        access: Access::Host(receiver.clone()),
-        role: role.into(),
-        version: process.version.clone(),
-        skip_version_check: process.settings.skip_version_check,
-        clock: process.clock.clone(),
-    });
-    let kinds = if member_roles.contains(&SystemRole::Proxy) { PROXY_KINDS } else { AGENT_KINDS };
-    let cluster = receiver.borrow().cluster().clone();
-    let cache = Cache::start(cluster, api.clone(), kinds, rand::random(), &process.tasks, process.shutdown.clone());
-    let mut proxy_addr = None;
-    if !member_roles.contains(&SystemRole::Proxy) {
-        process.tasks.spawn("cache health", follow_cache(cache.clone(), process.board.clone(), process.shutdown.clone()));
-    }
-    if member_roles.contains(&SystemRole::Proxy) {
-        let proxy = start_proxy(process, &via, receiver.clone(), &api, &cache).await?;
-        proxy_addr = Some(proxy);
-    }
-    let mut ssh = None;
-    if member_roles.contains(&SystemRole::Node) {
-        ssh = Some(start_agent(process, &via, proxy_addr, receiver.clone(), &api, &cache).await?);
-    }
-    keep_present(process, &api, &member_roles, proxy_addr, ssh, &receiver);
-    process.tasks.spawn(
-        "renew certificates",
-        host::keep_renewed(
-            sender,
-            api,
-            identity_path(&process.settings),
-            names(&process.settings),
-            process.clock.clone(),
-            rand::random(),
-            process.shutdown.clone(),
-        ),
-    );
+    let led = lead(process, &mut before).await;
+    process.before = Some(before);
+    led
+}
+
+async fn lead(process: &mut Process, before: &mut Before) -> Result<(), Public> {
+    // What only a leader does may still be starting: the tunnels of the SSH Service.
+    process.until(|name| name == "ssh").await;
+    before.be_judged(&process.version, &process.ports).await?;
+    process.switch.set(true);
+    process.until(|_| false).await;
+    before.lead().await?;
+    process.show_pid()?;
+    process.record(restart::success(process.clock.now(), before.version(), &process.version));
+    tracing::info!("ready, in place of the process before");
     Ok(())
 }
 
-/// A host decides from its copy while every Auth Service is away, and says so; a Proxy tells of its own copy.
-async fn follow_cache(cache: Cache, board: Board, shutdown: Shutdown) {
-    let mut feeding = cache.feeding();
+/// Serves until it is to end. The process that took its place then, if one did.
+async fn serve(process: &mut Process, mut wishes: mpsc::Receiver<Wish>) -> Option<Successor> {
+    let (shutdown, mut successor) = (process.shutdown.clone(), None);
     loop {
-        board.set("cache", feeding.borrow_and_update().health());
-        tokio::select! {
-            Ok(()) = feeding.changed() => {}
-            () = shutdown.stopping() => return,
-            else => return,
-        }
-    }
-}
-
-async fn start_auth(process: &mut Process) -> Result<Arc<auth::Auth>, Public> {
-    let settings = &process.settings.auth;
-    let directory = process.settings.data_dir.join("auth");
-    make_private(&directory)?;
-    let config = auth::Config {
-        cluster_name: settings.cluster_name.clone(),
-        listen_addr: settings.listen_addr,
-        storage: settings.storage.clone(),
-        auth_preference: settings.preference.clone(),
-        static_tokens: settings.tokens.clone(),
-        production: settings.production,
-        recordings_dir: settings.recordings_dir.clone(),
-        public_addr: settings.public_addr.first().cloned(),
-        backup: settings.backup.clone(),
-        audit: settings.audit.clone(),
-        names: settings.public_addr.iter().filter_map(|address| host_part(address)).chain(names(&process.settings)).collect(),
-        ..auth::Config::new(process.settings.data_dir.clone(), process.host_id, process.settings.nodename.clone())
-    };
-    let world =
-        auth::World { clock: process.clock.clone(), version: process.version.clone(), health: process.board.clone(), listener: None };
-    let auth = Arc::new(auth::build(config, world).await.map_err(|error| error.public())?);
-    process.metrics.store(metrics::Sources { auth: Some(auth.metrics()), ..(*process.metrics.load()).clone() });
-    let (running, ours, process_ends) = (auth.clone(), Shutdown::new(), process.shutdown.clone());
-    // While the others drain, their sessions still need Auth: it ends with the process, not at the first stage. Its clients are sent
-    // to another Auth Service first.
-    process.tasks.spawn("auth", async move {
-        let end = ours.clone();
-        let serving = running.run(ours);
-        tokio::pin!(serving);
-        tokio::select! {
-            () = &mut serving => return,
-            () = process_ends.stopping() => end.drain(),
-        }
-        if tokio::time::timeout(SENT_AWAY, &mut serving).await.is_err() {
-            end.stop();
-            serving.await;
-        }
-    });
-    tracing::info!(addr = %auth.local_addr(), "the Auth Service listens");
-    Ok(auth)
-}
-
-/// From the Auth Service in this process, from the file of an earlier start, or in exchange for the token.
-async fn credentials(process: &Process, auth: Option<&auth::Auth>, roles: &BTreeSet<SystemRole>) -> Result<HostCredentials, Public> {
-    let settings = &process.settings;
-    if let Some(auth) = auth {
-        let key = KeyPair::generate().map_err(|error| Public::new(Code::Internal, error.to_string()))?;
-        let public = key.ssh_public().map_err(|error| Public::new(Code::Internal, error.to_string()))?;
-        let reply =
-            auth.issue_local(process.host_id, settings.nodename.clone(), roles.clone(), names(settings), public, key.spki_der()).await?;
-        let address = Some(auth.local_addr().to_string());
-        return HostCredentials::from_reply(key, &reply, address).map_err(|error| error.public());
-    }
-    let path = identity_path(settings);
-    let mut expired = None;
-    match HostCredentials::load(&path) {
-        Ok(kept) if kept.identity.roles.is_superset(roles) && kept.expires > process.clock.now() => return Ok(kept),
-        Ok(kept) => {
-            tracing::warn!(expires = %kept.expires, roles = %shown(&kept.identity.roles), "the kept certificates have expired or lack a role; joining anew");
-            expired = Some(kept.expires).filter(|end| *end <= process.clock.now());
-        }
-        Err(error) if error.is_missing() => {}
-        Err(error) => return Err(error.public()),
-    }
-    let Some(join) = &settings.join else { return Err(Public::new(Code::Config, "there is no way to an Auth Service")) };
-    let Some(token) = &join.token else {
-        if let Some(end) = expired {
-            return Err(Public::new(Code::TokenInvalid, format!("this host's certificates ended at {end} and no token is given"))
-                .hint("join again: `tctl tokens add` prints the command for this host"));
-        }
-        return Err(Public::new(Code::TokenInvalid, "this host has not joined the cluster yet and no token is given")
-            .hint("`tctl tokens add` prints the command for this host"));
-    };
-    let pins = join
-        .pins
-        .iter()
-        .map(|pin| pin.parse())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|_| Public::new(Code::CaPin, "a pin cannot be read"))?;
-    let joining = Joining {
-        via: by(&join.by),
-        token: token.clone(),
-        ca_pins: pins,
-        insecure: false,
-        host_id: process.host_id,
-        node_name: settings.nodename.clone(),
-        roles: roles.clone(),
-        names: names(settings),
-        version: process.version.clone(),
-        skip_version_check: settings.skip_version_check,
-    };
-    let joined = join_patiently(process, &joining).await?;
-    if let Some(parent) = path.parent() {
-        make_private(parent)?;
-    }
-    joined.save(&path).map_err(|error| error.public())?;
-    tracing::info!(cluster = %joined.cluster(), "joined the cluster");
-    Ok(joined)
-}
-
-/// A cluster that does not answer yet is waited for; a refusal is final.
-async fn join_patiently(process: &Process, joining: &Joining) -> Result<HostCredentials, Public> {
-    let mut backoff = net::backoff::Backoff::new(Duration::from_millis(500), Duration::from_secs(15), rand::random());
-    let key = KeyPair::generate().map_err(|error| Public::new(Code::Internal, error.to_string()))?;
-    loop {
-        match host::join_with(joining, key.clone(), &process.clock).await {
-            Err(error) if matches!(error.known(), Some(Code::Unreachable | Code::Timeout | Code::Unavailable)) => {
-                let wait = backoff.next();
-                tracing::warn!(%error, ?wait, "the cluster does not answer; trying again");
-                tokio::time::sleep(wait).await;
+        let wish = tokio::select! {
+            () = shutdown.draining() => return successor,
+            Some(wish) = wishes.recv() => wish,
+            word = word_of(&successor) => {
+                match word {
+                    Some(ToOld::Drain) => shutdown.drain(),
+                    Some(_) => {}
+                    None => {
+                        if let Some(mut gone) = successor.take() {
+                            gone.reap().await;
+                        }
+                        tracing::warn!("the process that had taken over has ended; this one serves again");
+                        process.take_back().await;
+                        restart::announce_end(Ok(std::process::id()));
+                    }
+                }
+                continue;
             }
-            done => return done,
-        }
-    }
-}
-
-async fn start_proxy(
-    process: &mut Process,
-    via: &Via,
-    credentials: watch::Receiver<Arc<HostCredentials>>,
-    api: &Api,
-    cache: &Cache,
-) -> Result<SocketAddr, Public> {
-    let settings = &process.settings.proxy;
-    let config = proxy::Config {
-        listen_addr: settings.listen_addr,
-        ssh_listen_addr: settings.ssh_listen_addr,
-        public_addrs: public_addrs(&process.settings),
-        tunnel_addr: settings.tunnel_addr.clone(),
-        auth_servers: via.addrs().to_vec(),
-        https_keypairs: settings
-            .keypairs
-            .iter()
-            .map(|pair| proxy::KeypairFiles { cert_file: pair.cert_file.clone(), key_file: pair.key_file.clone() })
-            .collect(),
-        mirror_dir: settings.mirror_dir.clone(),
-        spool_dir: Some(process.settings.data_dir.join("proxy")),
-        ..proxy::Config::default()
-    };
-    let world = proxy::World {
-        clock: process.clock.clone(),
-        version: process.version.clone(),
-        health: process.board.clone(),
-        credentials,
-        api: api.clone(),
-        cache: cache.clone(),
-        listener: None,
-        ssh_listener: None,
-    };
-    let proxy = proxy::Proxy::build(config, world).map_err(|error| Public::new(Code::Config, format!("the Proxy could not {error}")))?;
-    process.metrics.store(metrics::Sources { proxy: Some(proxy.metrics()), ..(*process.metrics.load()).clone() });
-    let addr = proxy.local_addr();
-    let ssh = process.settings.proxy.ssh_listen_addr.map_or_else(|| "off".to_owned(), |addr| addr.to_string());
-    tracing::info!(%addr, ssh, public = public_addrs(&process.settings).join(","), "the Proxy Service listens");
-    let shutdown = process.shutdown.clone();
-    process.services.spawn("proxy", proxy.run(shutdown));
-    Ok(addr)
-}
-
-/// How the SSH Service of this process is reached: the port of its listener, or by tunnel.
-async fn start_agent(
-    process: &mut Process,
-    via: &Via,
-    own_proxy: Option<SocketAddr>,
-    credentials: watch::Receiver<Arc<HostCredentials>>,
-    api: &Api,
-    cache: &Cache,
-) -> Result<Option<u16>, Public> {
-    let proxies = match (own_proxy, via) {
-        (Some(addr), _) => vec![loopback(addr).to_string()],
-        (None, Via::Proxy(_) | Via::AnyProxy(_)) => via.addrs().to_vec(),
-        (None, Via::Auth(_) | Via::AnyAuth(_)) => Vec::new(),
-    };
-    let settings = &process.settings;
-    let direct = proxies.is_empty();
-    let mut config = agent::Config::tunnel(settings.data_dir.clone(), proxies);
-    config.listen_addr = direct.then_some(settings.ssh.listen_addr);
-    config.labels = settings.ssh.labels.clone();
-    config.skip_version_check = settings.skip_version_check;
-    let world = agent::World {
-        clock: process.clock.clone(),
-        version: process.version.clone(),
-        health: process.board.clone(),
-        credentials,
-        api: api.clone(),
-        cache: cache.clone(),
-        boot: process.boot_id,
-        listener: None,
-    };
-    let agent =
-        agent::Agent::build(config, world).map_err(|error| Public::new(Code::Config, format!("the SSH Service could not {error}")))?;
-    process.metrics.store(metrics::Sources { agent: Some(agent.metrics()), ..(*process.metrics.load()).clone() });
-    let port = agent.local_addr().map(|addr| addr.port());
-    match port {
-        Some(port) => tracing::info!(port, "the SSH Service listens"),
-        None => tracing::info!("the SSH Service is reached by tunnel; it opens no port"),
-    }
-    let shutdown = process.shutdown.clone();
-    process.services.spawn("ssh", agent.run(shutdown));
-    Ok(port)
-}
-
-/// Heartbeats of this process: one `member`, and a `node` when it serves SSH.
-fn keep_present(
-    process: &Process,
-    api: &Api,
-    roles: &BTreeSet<SystemRole>,
-    proxy: Option<SocketAddr>,
-    ssh: Option<Option<u16>>,
-    credentials: &watch::Receiver<Arc<HostCredentials>>,
-) {
-    let (host_id, boot_id, started) = (process.host_id, process.boot_id, process.started);
-    let (clock, version) = (process.clock.clone(), process.version.clone());
-    let (nodename, skips) = (process.settings.nodename.clone(), process.settings.skip_version_check);
-    let own_labels = process.settings.ssh.labels.clone();
-    let platform = net::platform::here();
-    let roles = roles.clone();
-    let mut extra = Extra::new();
-    if let (Some(_), Some(address)) = (proxy, public_addrs(&process.settings).first()) {
-        extra.insert(Member::PROXY_PUBLIC_ADDR.into(), address.clone().into());
-    }
-    if let (Some(_), Some(address)) = (proxy, &process.settings.proxy.tunnel_addr) {
-        extra.insert(Member::PROXY_TUNNEL_ADDR.into(), address.clone().into());
-    }
-    let credentials = credentials.clone();
-    let describe = move |state: &'static str| {
-        // Labels of the join token win: the cluster's administrator gave them, and roles select hosts by labels.
-        let mut labels = own_labels.clone();
-        labels.extend(credentials.borrow().labels.clone());
-        let member = Member {
-            hostname: nodename.to_string(),
-            roles: roles.clone(),
-            version: version.clone(),
-            boot_id: boot_id.to_string(),
-            started,
-            last_seen: clock.now(),
-            state: state.into(),
-            skips_version_check: skips,
-            labels: labels.clone(),
-            platform: platform.clone(),
-            // None of this release.
-            capabilities: Vec::new(),
-            extra: extra.clone(),
         };
-        let node = ssh.map(|port| {
-            let node = Node {
-                hostname: nodename.clone(),
-                addr: String::new(),
-                use_tunnel: port.is_none(),
-                version: version.clone(),
-                extra: Extra::new(),
-            };
-            let mut metadata = Metadata::named(&host_id);
-            metadata.labels = labels;
-            Resource::new(metadata, node)
-        });
-        Beat { member: Resource::new(Metadata::named(&host_id), member), node, ssh_port: ssh.flatten().unwrap_or(0) }
-    };
-    let (pulse, felt) = watch::channel(Pulse::default());
-    process.tasks.spawn("known proxies", keep_known_proxies(felt, process.settings.data_dir.clone(), process.shutdown.clone()));
-    process.tasks.spawn("heartbeats", presence::run(api.clone(), describe, pulse, rand::random(), process.shutdown.clone()));
+        match (&successor, wish) {
+            (Some(_), Wish::Replace) => shutdown.drain(),
+            (Some(_), Wish::StandBy) => tracing::info!("this process stands by already"),
+            (None, wish) => {
+                successor = replace(process).await;
+                if successor.is_some() && matches!(wish, Wish::Replace) {
+                    tracing::info!("another process has taken over; existing sessions run to their end here");
+                    shutdown.drain();
+                }
+            }
+        }
+        // Whoever asked twice meant the same.
+        while wishes.try_recv().is_ok() {}
+    }
 }
 
-/// Keeps where the Proxies are for the day on which this host is refused for its version.
-async fn keep_known_proxies(mut felt: watch::Receiver<Pulse>, data_dir: PathBuf, shutdown: Shutdown) {
-    loop {
-        let proxies = felt.borrow_and_update().proxies.clone();
-        if let Err(error) = known_proxies::save(&data_dir, &proxies) {
-            tracing::warn!(%error, "the addresses of the Proxies could not be kept for a rescue");
-        }
-        tokio::select! {
-            () = shutdown.stopping() => return,
-            changed = felt.changed() => if changed.is_err() { return },
+/// What the successor says next; for ever when there is none.
+async fn word_of(successor: &Option<Successor>) -> Option<ToOld> {
+    match successor {
+        Some(successor) => successor.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Lets another process take over; none when it could not: then everything is as before.
+async fn replace(process: &mut Process) -> Option<Successor> {
+    // One process may stand by, and that will be this one.
+    if let Some(before) = &process.before {
+        before.say(&ToOld::Drain).await;
+    }
+    restart::announce_begin();
+    let shutdown = process.shutdown.clone();
+    let outcome = tokio::select! {
+        outcome = restart::attempt(process) => outcome,
+        // A new process that does not lead yet ends with the attempt.
+        () = shutdown.draining() => return None,
+    };
+    restart::announce_end(outcome.as_ref().map(Successor::pid));
+    match outcome {
+        Ok(successor) => Some(successor),
+        Err(error) => {
+            tracing::error!("{error}; this process serves on");
+            process.metrics.load().restart_failures.fetch_add(1, Ordering::Relaxed);
+            process.take_back().await;
+            process.record(restart::failure(process.clock.now(), &error));
+            None
         }
     }
 }
 
-async fn diagnostics(process: &Process) -> Result<(), Public> {
-    let Some(addr) = process.settings.diag_addr else { return Ok(()) };
-    let listener = TcpListener::bind(addr)
-        .await
-        .map_err(|error| Public::new(Code::Config, format!("the diagnostic address {addr} cannot be used: {error}")))?;
-    let sources = process.metrics.subscribe();
-    let router = diag::router(Arc::new(diag::Diagnostics {
-        board: process.board.clone(),
-        version: process.version.clone(),
-        roles: process.settings.roles.iter().map(component).collect(),
-        metrics: Box::new(move || sources.borrow().render()),
-    }));
+/// Sessions run to their end, here and in the process before; or everything stops.
+async fn end(process: &mut Process, successor: Option<Successor>) {
     let shutdown = process.shutdown.clone();
-    tracing::info!(%addr, "diagnostics");
-    process.tasks.spawn("diagnostics", async move {
-        let served = axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.stopping().await });
-        if let Err(error) = served.await {
-            tracing::error!(%error, "diagnostics ended");
+    process.ports.close();
+    match successor {
+        Some(_) => process.lock = None,
+        None => tell_systemd(&[sd_notify::NotifyState::Stopping]),
+    }
+    if let Some(before) = process.before.as_ref().filter(|_| !shutdown.is_stopping()) {
+        before.say(&ToOld::Drain).await;
+    }
+    // The service as a whole was told, by way of the process that leads it.
+    let told = async {
+        loop {
+            match word_of(&successor).await {
+                Some(ToOld::Stop) => return,
+                Some(_) => {}
+                None => std::future::pending().await,
+            }
         }
-    });
-    Ok(())
+    };
+    let before = process.before.as_ref().map_or_else(Turn::always, Before::alone);
+    // Heartbeats say "draining"; the services wait for their sessions and then end by themselves, or by a stop.
+    let run_out = async {
+        process.services.join(Duration::from_secs(365 * 24 * 3600)).await;
+        before.ours().await;
+    };
+    tokio::select! {
+        () = run_out => {}
+        () = shutdown.stopping() => {}
+        () = told => {}
+        () = tokio::time::sleep(process.settings.drain_timeout) => {
+            tracing::warn!(limit = ?process.settings.drain_timeout, "sessions that are left are ended: the time for draining is over");
+        }
+    }
+    if let Some(before) = process.before.as_ref().filter(|before| !before.alone().is_ours()) {
+        before.say(&ToOld::Stop).await;
+    }
+    shutdown.stop();
+    process.services.join(LAST_DEADLINE).await;
+    process.tasks.join(LAST_DEADLINE).await;
 }
 
 impl Process {
@@ -513,44 +360,92 @@ impl Process {
             tell_systemd(&[sd_notify::NotifyState::Ready]);
         });
     }
-}
 
-fn by(by: &JoinBy) -> Via {
-    match by {
-        JoinBy::Auth(addrs) => match addrs.as_slice() {
-            [one] => Via::Auth(one.clone()),
-            [] | [..] => Via::AnyAuth(addrs.clone()),
-        },
-        JoinBy::Proxy(addrs) => Via::proxies(addrs),
+    /// Waits until every component works, but for those.
+    async fn until(&self, but: impl Fn(&str) -> bool) {
+        let works = |(name, health): &(&str, Health)| but(name) || matches!(health, Health::Ready | Health::Attention(_));
+        let mut changes = self.board.changes();
+        while !self.board.snapshot().iter().all(works) {
+            // The board lives as long as this process.
+            let _changed = changes.changed().await;
+        }
     }
-}
 
-fn identity_path(settings: &Settings) -> PathBuf {
-    settings.data_dir.join("host/identity.json")
-}
-
-/// Names and addresses for this process's certificates, beside those that Auth gives.
-fn names(settings: &Settings) -> Vec<String> {
-    if !settings.roles.contains(&SystemRole::Proxy) {
-        return Vec::new();
+    /// Shows which process this service is: in the lock and in the PID file.
+    fn show_pid(&mut self) -> Result<(), Public> {
+        if let Some(lock) = &self.lock {
+            lock.note();
+        }
+        self.pid_file = self.settings.pid_file.clone().map(PidFile::write).transpose()?;
+        Ok(())
     }
-    let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
-    names.push(settings.nodename.to_string());
-    names.extend(settings.proxy.public_addr.iter().filter_map(|address| host_part(address)));
-    names.dedup();
-    names
-}
 
-/// What clients call this Proxy: as configured, else the node's name and the port it listens on.
-fn public_addrs(settings: &Settings) -> Vec<String> {
-    match settings.proxy.public_addr.as_slice() {
-        [] => vec![format!("{}:{}", settings.nodename, settings.proxy.listen_addr.port())],
-        given => given.to_vec(),
+    /// Another process takes new work from now on.
+    pub(super) async fn give_turn(&mut self) {
+        self.switch.set(false);
+        self.stop_auth().await;
+    }
+
+    /// It is gone: this one leads again.
+    async fn take_back(&mut self) {
+        self.switch.set(true);
+        if self.settings.roles.contains(&SystemRole::Auth) && self.auth.is_none() {
+            self.auth_again().await;
+        }
+        if let Err(error) = self.show_pid() {
+            tracing::warn!(%error, "the PID file stays as it is");
+        }
+    }
+
+    async fn auth_again(&mut self) {
+        let mut backoff = net::backoff::Backoff::new(Duration::from_millis(200), Duration::from_secs(10), rand::random());
+        let auth = loop {
+            match services::start_auth(self).await {
+                Ok(auth) => break auth,
+                Err(error) => tracing::error!(%error, "the Auth Service of this process could not be started again"),
+            }
+            tokio::select! {
+                () = self.shutdown.draining() => return,
+                () = tokio::time::sleep(backoff.next()) => {}
+            }
+        };
+        let Some(member) = self.member.as_ref().filter(|member| member.local) else { return };
+        // The other process had newer ones, which must not be found in two hands.
+        match services::credentials(self, Some(&auth), &member.roles).await {
+            Ok(fresh) => drop(member.credentials.send_replace(Arc::new(fresh))),
+            Err(error) => tracing::error!(%error, "no new certificates for this process"),
+        }
+    }
+
+    /// Puts an event about this process into the audit log, as soon as that takes it.
+    fn record(&self, event: Event) {
+        let auth = self.auth.as_ref().map(|run| run.auth.clone());
+        let api = self.member.as_ref().map(|member| member.api.clone());
+        self.tasks.spawn("record", async move {
+            let mut backoff = net::backoff::Backoff::new(Duration::from_millis(200), Duration::from_secs(5), rand::random());
+            let recorded = async {
+                loop {
+                    let done = match (&api, &auth) {
+                        (Some(api), _) => api.emit_events(std::slice::from_ref(&event)).await,
+                        (None, Some(auth)) => auth.record(event.clone()).await,
+                        (None, None) => return,
+                    };
+                    match done {
+                        Ok(()) => return,
+                        Err(error) => tracing::debug!(%error, "an event about this process waits"),
+                    }
+                    tokio::time::sleep(backoff.next()).await;
+                }
+            };
+            if tokio::time::timeout(RECORDING, recorded).await.is_err() {
+                tracing::warn!(event = event.event, "an event about this process found no place in the audit log");
+            }
+        });
     }
 }
 
 /// What `/readyz` and the metrics call a service.
-fn component(role: &SystemRole) -> &'static str {
+pub(super) fn component(role: &SystemRole) -> &'static str {
     match role {
         SystemRole::Auth => "auth",
         SystemRole::Proxy => "proxy",
@@ -560,6 +455,6 @@ fn component(role: &SystemRole) -> &'static str {
     }
 }
 
-fn shown(roles: &BTreeSet<SystemRole>) -> String {
+pub(super) fn shown(roles: &BTreeSet<SystemRole>) -> String {
     roles.iter().map(SystemRole::as_str).collect::<Vec<_>>().join(",")
 }

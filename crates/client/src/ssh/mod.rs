@@ -161,6 +161,17 @@ pub async fn connect(stream: IoStream, connecting: Connecting) -> Result<Session
     Ok(Session { handle: Arc::new(handle), notes, progress, keep_alive: connecting.keep_alive })
 }
 
+/// The key exchange and the host check alone: whether it is that host that serves here. Nobody logs in.
+pub async fn meet(stream: IoStream, expected: ExpectedHost, clock: SharedClock) -> Result<(), SshError> {
+    let (noted, _) = watch::channel(Notes::default());
+    let handler = Handler { expected, clock, agent_socket: None, noted, group: Group::new("ssh client") };
+    let config = client::Config { preferred: preferred(), ..client::Config::default() };
+    let exchange = client::connect_stream(Arc::new(config), stream, handler);
+    let handle = tokio::time::timeout(HANDSHAKE_DEADLINE, exchange).await.map_err(|_| SshError::Timeout("key exchange"))??;
+    let _gone = handle.disconnect(Disconnect::ByApplication, "", "").await;
+    Ok(())
+}
+
 /// The host may have said why in a banner or in its goodbye: a [`Public`] as JSON, or a sentence.
 fn denied(login: &str, notes: &Notes) -> SshError {
     let said = notes.banner.as_deref().or(notes.goodbye.as_deref()).map(str::trim).filter(|text| !text.is_empty());

@@ -181,6 +181,22 @@ async fn a_host_proves_the_name_and_the_id_it_was_dialled_by() {
 }
 
 /// What the client says to a server that shows this certificate.
+#[tokio::test]
+async fn whether_a_host_serves_is_seen_without_a_login() {
+    let world = world();
+    let meets = async |server: Server, asked: &str| {
+        let (near, far) = tokio::io::duplex(256 * 1024);
+        #[allow(clippy::disallowed_methods, reason = "the test's server")]
+        tokio::spawn(server.serve(far));
+        let Connecting { expected, clock, .. } = world.connecting(asked);
+        tokio::time::timeout(SOON, meet(Box::new(near), expected, clock)).await.expect("no answer")
+    };
+    meets(world.server(), "node1").await.unwrap();
+    assert!(matches!(meets(world.server(), "node2").await, Err(SshError::Host(HostCheckError::OtherHost { .. }))));
+    let bare = Server { certificate: None, ..world.server() };
+    assert!(matches!(meets(bare, "node1").await, Err(SshError::Host(HostCheckError::BareKey))));
+}
+
 async fn shown(world: &World, certificate: Certificate) -> HostCheckError {
     match world.connect(world.server_with(certificate), world.connecting("node1")).await {
         Err(SshError::Host(error)) => error,

@@ -3,11 +3,12 @@
 //! New ones are appended to `events.jsonl` and synced before they are sent. A delivery takes that file away under another name, and
 //! deletes it when the Auth Service has all of it; a process that dies in between sends some twice, and they are recognised by their
 //! ids. What a disk does not take stays in memory. Both are bounded, because strangers can cause events: what finds no
-//! place is counted by the caller, and so is a line that cannot be read. Caller: [`super`].
+//! place is counted by the caller, and so is a line that cannot be read. Two processes may share the directory (a live restart): each has
+//! a place of its own there, and whoever starts takes over what dead ones left. Caller: [`super`].
 
 use std::{
     collections::VecDeque,
-    fs::{self, DirBuilder, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -16,6 +17,9 @@ use types::Event;
 
 const FRESH: &str = "events.jsonl";
 const SENDING: &str = "events.sending.jsonl";
+const LOCK: &str = "events.lock";
+/// Processes at once, and more.
+const PLACES: usize = 16;
 /// The most bytes of each file, some forty thousand refusals.
 const MOST_BYTES: u64 = 16 << 20;
 /// The most events in memory.
@@ -24,6 +28,8 @@ const MOST_IN_MEMORY: usize = 10_000;
 pub(super) struct Spool {
     /// `None`: there is no disk, all is in memory.
     dir: Option<PathBuf>,
+    /// Says that the place is taken.
+    _lock: Option<File>,
     memory: VecDeque<Event>,
 }
 
@@ -45,7 +51,20 @@ pub(super) struct Batch {
 
 impl Spool {
     pub(super) fn new(dir: Option<PathBuf>) -> Self {
-        Self { dir, memory: VecDeque::new() }
+        let memory = VecDeque::new();
+        let Some(dir) = dir else { return Self { dir: None, _lock: None, memory } };
+        let Some((own, lock)) = (0..PLACES).map(|number| place(&dir, number)).find_map(|place| Some((place.clone(), hold(&place)?))) else {
+            tracing::error!(dir = %dir.display(), "no place for audit events can be taken on disk; they are kept in memory");
+            return Self { dir: None, _lock: None, memory };
+        };
+        for left in (0..PLACES).map(|number| place(&dir, number)).filter(|left| *left != own && left.exists()) {
+            if let Some(_dead) = hold(&left)
+                && let Err(error) = adopt(&left, &own)
+            {
+                tracing::error!(%error, left = %left.display(), "audit events that another process left stay where they are");
+            }
+        }
+        Self { dir: Some(own), _lock: Some(lock), memory }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -95,6 +114,32 @@ impl Spool {
         }
         Ok(())
     }
+}
+
+fn place(dir: &Path, number: usize) -> PathBuf {
+    if number == 0 { dir.to_owned() } else { dir.join(number.to_string()) }
+}
+
+/// Holds the place as long as the file is open.
+fn hold(place: &Path) -> Option<File> {
+    DirBuilder::new().recursive(true).mode(0o700).create(place).ok()?;
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(place.join(LOCK)).ok()?;
+    file.try_lock().ok().map(|()| file)
+}
+
+/// Moves what waits in one place to another.
+fn adopt(left: &Path, own: &Path) -> io::Result<()> {
+    for path in [SENDING, FRESH].map(|name| left.join(name)) {
+        match fs::read(&path) {
+            Ok(lines) => {
+                append(own, &lines)?;
+                fs::remove_file(&path)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn lines(events: &[Event]) -> Vec<u8> {
@@ -164,6 +209,22 @@ mod tests {
         assert_eq!(next(&spool()).await, Some((Taken::File, vec![event(3)], 0)));
         spool().forget(Taken::File).unwrap();
         assert!(spool().is_empty() && next(&spool()).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn two_processes_keep_theirs_apart_and_whoever_starts_takes_over_what_a_dead_one_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = || Spool::new(Some(dir.path().to_owned()));
+        let (mut older, mut younger) = (spool(), spool());
+        older.keep(vec![event(1)]).await;
+        younger.keep(vec![event(2)]).await;
+        assert_eq!(next(&older).await, Some((Taken::File, vec![event(1)], 0)));
+        assert_eq!(next(&younger).await, Some((Taken::File, vec![event(2)], 0)));
+        drop((older, younger));
+        assert_eq!(next(&spool()).await.map(|(_, events, _)| events.len()), Some(1), "what was on its way is sent again first");
+        let mut spool = spool();
+        spool.forget(Taken::File).unwrap();
+        assert_eq!(next(&spool).await, Some((Taken::File, vec![event(2)], 0)));
     }
 
     #[tokio::test]

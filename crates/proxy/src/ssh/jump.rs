@@ -9,7 +9,7 @@
 use super::{Visitor, carry, connect};
 use crate::Shared;
 use net::{
-    listen::{Conn, Limits, Permit as Place, accept_loop},
+    listen::{Conn, Limits, Permit as Place, Port, accept_loop},
     task::Group,
 };
 use rules::{
@@ -24,10 +24,7 @@ use russh::{
     server::{self, Auth, ChannelOpenHandle, Handler, Msg, Session},
 };
 use std::{borrow::Cow, net::SocketAddr, os::fd::AsFd as _, sync::Arc, time::Duration};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
+use tokio::{net::TcpStream, sync::Semaphore};
 use types::{Code, Identity, Public, Time, UserIdentity};
 use wire::identity::{SSH_EXTENSION, from_json};
 
@@ -54,9 +51,9 @@ const CIPHERS: &[cipher::Name] = &[cipher::AES_256_GCM, cipher::AES_128_GCM];
 const PLAIN: &str = "this is a jump server without a shell; go through it: ssh -J <user>@<proxy>:3023 <login>@<host>";
 
 /// Serves the jump server's port until drained, then until the last connection has ended.
-pub(crate) async fn run(listener: TcpListener, limits: Limits, shared: Arc<Shared>) {
+pub(crate) async fn run(port: Port, limits: Limits, shared: Arc<Shared>) {
     let shutdown = shared.shutdown.clone();
-    accept_loop(listener, limits, shutdown, move |conn| {
+    accept_loop(port, limits, shutdown, move |conn| {
         let shared = shared.clone();
         Box::pin(async move { serve(shared, conn).await })
     })

@@ -48,6 +48,8 @@ enum Command {
     Evict { host: HostId, error: Public },
     Peers(Vec<Peer>),
     Drain,
+    Leave(bool),
+    Expect(Duration),
 }
 
 /// A data connection for one session. `spare`: the agent waits for [`Start`] on it.
@@ -122,6 +124,16 @@ impl Tunnels {
     /// Tells every agent that this Proxy will stop; takes no new ones.
     pub(crate) async fn drain(&self) {
         let _ = self.send(Command::Drain).await;
+    }
+
+    /// Tells every agent that another process listens in this one's place, or that it does no more.
+    pub(crate) async fn leave(&self, leaving: bool) {
+        let _ = self.send(Command::Leave(leaving)).await;
+    }
+
+    /// For so long, sessions wait for hosts that are on their way here.
+    pub(crate) async fn expect(&self, length: Duration) {
+        let _ = self.send(Command::Expect(length)).await;
     }
 
     async fn register(&self, host: HostId, boot: String, warm: bool) -> Result<Link, Public> {
@@ -199,14 +211,14 @@ impl Owner {
                 self.streams.insert(id, stream);
                 match hello {
                     DataHello::Ticket { ticket } => self.step(Input::Ticket { stream: id, host, ticket }),
-                    DataHello::Spare => self.step(Input::Spare { stream: id, host }),
+                    DataHello::Spare { boot_id } => self.step(Input::Spare { stream: id, host, boot: boot_id }),
                 }
             }
             Command::Open { host, client_addr, reply } => self.open(host, client_addr, reply),
             Command::Evict { host, error } => {
-                let link = self.registry.hosts().find(|(id, _)| *id == host).map(|(_, link)| link);
-                if let Some(link) = link {
-                    self.perform(vec![Output::Send(link, ToAgent::Refused { error }), Output::HangUp(link)]);
+                let links: Vec<_> = self.registry.hosts().filter(|(id, _)| *id == host).map(|(_, link)| link).collect();
+                for link in links {
+                    self.perform(vec![Output::Send(link, ToAgent::Refused { error: error.clone() }), Output::HangUp(link)]);
                     self.step(Input::Gone { link });
                 }
             }
@@ -217,6 +229,8 @@ impl Owner {
                 self.perform(told);
             }
             Command::Drain => self.step(Input::Drain),
+            Command::Leave(leaving) => self.step(Input::Leave(leaving)),
+            Command::Expect(length) => self.step(Input::Expect(length)),
         }
     }
 

@@ -3,9 +3,13 @@
 //! A state machine without a socket or a clock: [`Registry::step`] takes what happened and when, and returns what is to be
 //! done. Connections stand in it as numbers; `tunnel/mod.rs` holds the real ones and is its only caller.
 //!
-//! It promises: one tunnel per host, of the newest process of that host; a ticket opens one session, once, for the host it
+//! It promises: sessions go to the newest process of a host; a ticket opens one session, once, for the host it
 //! was sent to, within [`TICKET_LIFE`]; a session that waits always gets an answer. All timers are one [`Input::Tick`], so that
 //! an idle tunnel costs a row in a map and nothing else.
+//!
+//! Live restart, of either end: an older process of a host stands by until it hangs up, and is asked again when the newer one is
+//! gone, also for what the newer one left unanswered. A Proxy whose turn has just come ([`Input::Expect`]) lets sessions wait for
+//! hosts that are still on their way from the process before it; one whose turn is over ([`Input::Leave`]) sends its hosts there.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,6 +29,8 @@ const PING_EVERY: Duration = Duration::from_secs(PING_SECONDS);
 const SILENCE: Duration = Duration::from_secs(PING_SECONDS * 3);
 /// Spares held per host: one is ready, a second may overlap while the first is being taken.
 const MAX_SPARES: usize = 2;
+/// Processes of one host at once: restarts may follow each other while sessions of the ones before run out.
+const MAX_PROCESSES: usize = 4;
 
 /// A control connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -53,14 +59,18 @@ pub(crate) enum Input {
     Abandoned { wait: WaitId },
     /// A data connection with a ticket; `host` is its certificate's.
     Ticket { stream: StreamId, host: HostId, ticket: String },
-    /// A data connection to be kept ready.
-    Spare { stream: StreamId, host: HostId },
+    /// A data connection to be kept ready, of that process if it says so.
+    Spare { stream: StreamId, host: HostId, boot: Option<String> },
     /// A spare was found dead.
     SpareEnded { stream: StreamId, host: HostId },
     /// Time passes: about once a second.
     Tick,
     /// This Proxy takes no more tunnels.
     Drain,
+    /// Hosts are to make their tunnels anew: another process listens in this one's place; or, when false, it does no more.
+    Leave(bool),
+    /// For so long, hosts that are not here yet are on their way.
+    Expect(Duration),
 }
 
 /// What is to be done.
@@ -82,7 +92,8 @@ pub(crate) enum Output {
     },
 }
 
-struct Host {
+/// A process of a host.
+struct Process {
     link: LinkId,
     boot: String,
     warm: bool,
@@ -98,16 +109,22 @@ struct Host {
 struct Waiting {
     wait: WaitId,
     host: HostId,
+    /// Who was asked; none while the host is on its way.
+    link: Option<LinkId>,
+    client_addr: String,
     deadline: Duration,
 }
 
 /// All tunnels of one Proxy.
 #[derive(Default)]
 pub(crate) struct Registry {
-    hosts: BTreeMap<HostId, Host>,
+    /// The processes of each, oldest first; never none.
+    hosts: BTreeMap<HostId, Vec<Process>>,
     links: HashMap<LinkId, HostId>,
     tickets: BTreeMap<String, Waiting>,
     draining: bool,
+    leaving: bool,
+    expecting: Duration,
 }
 
 impl Registry {
@@ -117,37 +134,40 @@ impl Registry {
         match input {
             Input::Registered { link, host, boot, warm } => self.register(link, host, boot, warm, now, &mut out),
             Input::Heard { link } => {
-                if let Some(host) = self.host_of(link) {
-                    host.heard = now;
+                if let Some(process) = self.process_of(link) {
+                    process.heard = now;
                 }
             }
             Input::Gone { link } => self.gone(link, &mut out),
-            Input::Failed { link, ticket, error } => {
-                let sender = self.links.get(&link).copied();
-                if self.tickets.get(&ticket).is_some_and(|waiting| Some(waiting.host) == sender)
-                    && let Some(waiting) = self.tickets.remove(&ticket)
-                {
-                    out.push(Output::Fail(waiting.wait, error));
-                }
-            }
+            Input::Failed { link, ticket, error } => self.failed(link, &ticket, error, &mut out),
             Input::Wanted { wait, host, client_addr, ticket } => self.wanted(wait, host, client_addr, ticket, now, &mut out),
             Input::Abandoned { wait } => self.tickets.retain(|_, waiting| waiting.wait != wait),
             Input::Ticket { stream, host, ticket } => self.ticket(stream, host, &ticket, now, &mut out),
-            Input::Spare { stream, host } => match self.hosts.get_mut(&host) {
-                Some(found) if found.keeps && found.spares.len() < MAX_SPARES => found.spares.push(stream),
+            Input::Spare { stream, host, boot } => match self.newest(host) {
+                // One of an older process would lead a new session there.
+                Some(newest) if newest.keeps && newest.spares.len() < MAX_SPARES && boot.is_none_or(|boot| boot == newest.boot) => {
+                    newest.spares.push(stream);
+                }
                 Some(_) | None => out.push(Output::Drop { stream, misuse: false }),
             },
             Input::SpareEnded { stream, host } => {
-                if let Some(found) = self.hosts.get_mut(&host) {
-                    found.spares.retain(|spare| *spare != stream);
+                if let Some(newest) = self.newest(host) {
+                    newest.spares.retain(|spare| *spare != stream);
                 }
                 out.push(Output::Drop { stream, misuse: false });
             }
             Input::Tick => self.tick(now, &mut out),
             Input::Drain => {
                 self.draining = true;
-                out.extend(self.hosts.values().map(|host| Output::Send(host.link, ToAgent::Drain)));
+                out.extend(self.hosts().map(|(_, link)| Output::Send(link, ToAgent::Drain)));
             }
+            Input::Leave(leaving) => {
+                if leaving && !self.leaving {
+                    out.extend(self.hosts().map(|(_, link)| Output::Send(link, ToAgent::Drain)));
+                }
+                self.leaving = leaving;
+            }
+            Input::Expect(length) => self.expecting = now + length,
         }
         out
     }
@@ -158,84 +178,142 @@ impl Registry {
     }
     /// The spare connections of a host, oldest first.
     pub(crate) fn spares(&self, host: HostId) -> Vec<StreamId> {
-        self.hosts.get(&host).map(|host| host.spares.clone()).unwrap_or_default()
+        self.hosts.get(&host).and_then(|processes| processes.last()).map(|newest| newest.spares.clone()).unwrap_or_default()
     }
-    /// The host that registered on a control connection, while it is the host's tunnel.
+    /// The host that registered on a control connection, while it is a tunnel of the host's.
     pub(crate) fn registered(&self, link: LinkId) -> Option<HostId> {
         self.links.get(&link).copied()
     }
-    /// Every host with its control connection.
+    /// Every host with its control connections.
     pub(crate) fn hosts(&self) -> impl Iterator<Item = (HostId, LinkId)> {
-        self.hosts.iter().map(|(id, host)| (*id, host.link))
+        self.hosts.iter().flat_map(|(id, processes)| processes.iter().map(|process| (*id, process.link)))
     }
 
-    fn host_of(&mut self, link: LinkId) -> Option<&mut Host> {
-        self.links.get(&link).and_then(|id| self.hosts.get_mut(id))
+    fn process_of(&mut self, link: LinkId) -> Option<&mut Process> {
+        let processes = self.links.get(&link).and_then(|id| self.hosts.get_mut(id))?;
+        processes.iter_mut().find(|process| process.link == link)
+    }
+    fn newest(&mut self, id: HostId) -> Option<&mut Process> {
+        self.hosts.get_mut(&id).and_then(|processes| processes.last_mut())
     }
 
     fn register(&mut self, link: LinkId, id: HostId, boot: String, warm: bool, now: Duration, out: &mut Vec<Output>) {
-        let refuse = |error: Public, out: &mut Vec<Output>| {
+        if self.draining {
+            let error = Public::new(Code::Unavailable, "this Proxy is stopping").hint("connect to another Proxy, or again in a moment");
             out.push(Output::Send(link, ToAgent::Refused { error }));
             out.push(Output::HangUp(link));
-        };
-        if self.draining {
-            refuse(Public::new(Code::Unavailable, "this Proxy is stopping").hint("connect to another Proxy, or again in a moment"), out);
             return;
         }
-        let replaced = || Public::new(Code::Conflict, "a newer process of this host holds the tunnel");
-        if self.hosts.get(&id).is_some_and(|host| older(&boot, &host.boot)) {
-            refuse(replaced(), out);
-            return;
-        }
-        if let Some(old) = self.hosts.remove(&id) {
-            self.links.remove(&old.link);
-            out.extend(old.spares.into_iter().map(|stream| Output::Drop { stream, misuse: false }));
-            if old.boot != boot {
-                out.push(Output::Send(old.link, ToAgent::Refused { error: replaced() }));
-            }
-            out.push(Output::HangUp(old.link));
-        }
+        let mut processes = self.hosts.remove(&id).unwrap_or_default();
+        let (stay, replaced): (Vec<_>, Vec<_>) = std::mem::take(&mut processes).into_iter().partition(|known| ordered(&boot, &known.boot));
         // The first ping comes early and not in step with the others': ten thousand agents came in the same second.
         let first = Duration::from_millis(link.0.wrapping_mul(7919) % (PING_SECONDS * 1000));
-        let host = Host { link, boot, warm, keeps: false, spares: Vec::new(), used: now, heard: now, ping_due: now + first, seq: 0 };
-        self.hosts.insert(id, host);
+        let own = boot.clone();
+        let process = Process { link, boot, warm, keeps: false, spares: Vec::new(), used: now, heard: now, ping_due: now + first, seq: 0 };
+        processes = stay;
+        let place = processes.partition_point(|known| known.boot < process.boot);
+        processes.insert(place, process);
+        let too_many: Vec<_> = processes.drain(..processes.len().saturating_sub(MAX_PROCESSES)).collect();
+        // Only the newest keeps spares: a session on the spare of another would begin in a process that is about to end.
+        for older in processes.iter_mut().rev().skip(1).filter(|older| older.keeps) {
+            older.keeps = false;
+            out.push(Output::Send(older.link, ToAgent::Spare { keep: false }));
+            out.extend(older.spares.drain(..).map(|stream| Output::Drop { stream, misuse: false }));
+        }
         self.links.insert(link, id);
+        self.hosts.insert(id, processes);
+        for gone in replaced.into_iter().chain(too_many) {
+            self.links.remove(&gone.link);
+            out.extend(gone.spares.into_iter().map(|stream| Output::Drop { stream, misuse: false }));
+            if gone.boot != own {
+                let error = Public::new(Code::Conflict, "a newer process of this host holds the tunnel");
+                out.push(Output::Send(gone.link, ToAgent::Refused { error }));
+            }
+            out.push(Output::HangUp(gone.link));
+            self.ask_again(id, Some(gone.link), out);
+        }
+        if self.leaving {
+            out.push(Output::Send(link, ToAgent::Drain));
+        }
+        self.ask_again(id, None, out);
     }
 
     fn gone(&mut self, link: LinkId, out: &mut Vec<Output>) {
         let Some(id) = self.links.remove(&link) else { return };
-        if let Some(host) = self.hosts.remove(&id) {
-            out.extend(host.spares.into_iter().map(|stream| Output::Drop { stream, misuse: false }));
+        if let Some(processes) = self.hosts.get_mut(&id) {
+            let gone: Vec<_> = processes.extract_if(.., |process| process.link == link).collect();
+            out.extend(gone.into_iter().flat_map(|process| process.spares).map(|stream| Output::Drop { stream, misuse: false }));
+            if processes.is_empty() {
+                self.hosts.remove(&id);
+            }
         }
-        let orphans = self.tickets.iter().filter(|(_, waiting)| waiting.host == id).map(|(ticket, _)| ticket.clone()).collect::<Vec<_>>();
-        for waiting in orphans.iter().filter_map(|ticket| self.tickets.remove(ticket)) {
-            out.push(Output::Fail(waiting.wait, offline()));
+        self.ask_again(id, Some(link), out);
+    }
+
+    /// Asks the host's newest process for the sessions that another was asked for, or nobody yet. Without any process they fail.
+    fn ask_again(&mut self, id: HostId, asked: Option<LinkId>, out: &mut Vec<Output>) {
+        let orphans = self.tickets.iter().filter(|(_, waiting)| waiting.host == id && waiting.link == asked);
+        let orphans: Vec<String> = orphans.map(|(ticket, _)| ticket.clone()).collect();
+        let newest = self.newest(id).map(|newest| newest.link);
+        for ticket in orphans {
+            match (newest, self.tickets.get_mut(&ticket)) {
+                (Some(link), Some(waiting)) => {
+                    waiting.link = Some(link);
+                    out.push(Output::Send(link, ToAgent::Open { ticket, client_addr: waiting.client_addr.clone() }));
+                }
+                (None, _) => out.extend(self.tickets.remove(&ticket).map(|waiting| Output::Fail(waiting.wait, offline()))),
+                (Some(_), None) => {}
+            }
+        }
+    }
+
+    fn failed(&mut self, link: LinkId, ticket: &str, error: Public, out: &mut Vec<Output>) {
+        let sender = self.links.get(&link).copied();
+        let Some(id) = self
+            .tickets
+            .get(ticket)
+            .filter(|waiting| waiting.link == Some(link) && Some(waiting.host) == sender)
+            .map(|waiting| waiting.host)
+        else {
+            return;
+        };
+        let newest = self.newest(id).map(|newest| newest.link);
+        match (newest.filter(|newest| *newest != link), self.tickets.get_mut(ticket)) {
+            // It was asked before the newer one came, and is on its way out.
+            (Some(newest), Some(waiting)) => {
+                waiting.link = Some(newest);
+                let client_addr = waiting.client_addr.clone();
+                out.push(Output::Send(newest, ToAgent::Open { ticket: ticket.to_owned(), client_addr }));
+            }
+            _ => out.extend(self.tickets.remove(ticket).map(|waiting| Output::Fail(waiting.wait, error))),
         }
     }
 
     fn wanted(&mut self, wait: WaitId, id: HostId, client_addr: String, ticket: String, now: Duration, out: &mut Vec<Output>) {
-        let waiting = self.tickets.values().filter(|waiting| waiting.host == id).count();
-        let Some(host) = self.hosts.get_mut(&id) else {
-            out.push(Output::Fail(wait, offline()));
-            return;
-        };
-        host.used = now;
-        if host.spares.is_empty() {
-            if waiting >= MAX_WAITING {
-                out.push(Output::Fail(
-                    wait,
-                    Public::new(Code::AccessLimit, "too many sessions wait for this host").hint("try again in a moment"),
-                ));
-                return;
+        let full = self.tickets.values().filter(|waiting| waiting.host == id).count() >= MAX_WAITING;
+        let expected = now < self.expecting;
+        let found = self.newest(id).map(|newest| {
+            newest.used = now;
+            let spare = (!newest.spares.is_empty()).then(|| newest.spares.remove(0));
+            let keep = newest.warm && !newest.keeps && (spare.is_some() || !full);
+            newest.keeps |= keep;
+            (newest.link, spare, keep)
+        });
+        match found {
+            None if !expected => return out.push(Output::Fail(wait, offline())),
+            Some((_, Some(stream), _)) => out.push(Output::Give { wait, stream, spare: true }),
+            Some(_) | None if full => {
+                let error = Public::new(Code::AccessLimit, "too many sessions wait for this host").hint("try again in a moment");
+                return out.push(Output::Fail(wait, error));
             }
-            out.push(Output::Send(host.link, ToAgent::Open { ticket: ticket.clone(), client_addr }));
-            self.tickets.insert(ticket, Waiting { wait, host: id, deadline: now + TICKET_LIFE });
-        } else {
-            out.push(Output::Give { wait, stream: host.spares.remove(0), spare: true });
+            Some(_) | None => {
+                let link = found.map(|(link, ..)| link);
+                out.extend(link.map(|link| Output::Send(link, ToAgent::Open { ticket: ticket.clone(), client_addr: client_addr.clone() })));
+                self.tickets.insert(ticket, Waiting { wait, host: id, link, client_addr, deadline: now + TICKET_LIFE });
+            }
         }
-        if host.warm && !host.keeps {
-            host.keeps = true;
-            out.push(Output::Send(host.link, ToAgent::Spare { keep: true }));
+        if let Some((link, _, true)) = found {
+            out.push(Output::Send(link, ToAgent::Spare { keep: true }));
         }
     }
 
@@ -251,11 +329,14 @@ impl Registry {
     fn tick(&mut self, now: Duration, out: &mut Vec<Output>) {
         let late = self.tickets.iter().filter(|(_, waiting)| now > waiting.deadline).map(|(ticket, _)| ticket.clone()).collect::<Vec<_>>();
         for waiting in late.iter().filter_map(|ticket| self.tickets.remove(ticket)) {
-            let error = Public::new(Code::Timeout, "the host did not answer in time").hint("it is connected but slow; try again");
+            let error = match waiting.link {
+                Some(_) => Public::new(Code::Timeout, "the host did not answer in time").hint("it is connected but slow; try again"),
+                None => offline(),
+            };
             out.push(Output::Fail(waiting.wait, error));
         }
         let mut silent = Vec::new();
-        for host in self.hosts.values_mut() {
+        for host in self.hosts.values_mut().flatten() {
             if now.saturating_sub(host.heard) > SILENCE {
                 silent.push(host.link);
                 continue;
@@ -282,11 +363,10 @@ fn offline() -> Public {
     Public::new(Code::NodeOffline, "the host is registered but not connected").hint("check that its agent runs: lockgate status")
 }
 
-/// Whether `new` is provably an older process than `current`: both ids are of version 7, which sort by time. The tunnel of a
-/// process that drains must not push out that of its successor.
-fn older(new: &str, current: &str) -> bool {
-    let time = |text: &str| uuid::Uuid::try_parse(text).ok().filter(|id| id.get_version_num() == 7);
-    matches!((time(new), time(current)), (Some(new), Some(current)) if new < current)
+/// Whether one is provably older than the other: both ids are of version 7, which sort by time.
+fn ordered(one: &str, other: &str) -> bool {
+    let timed = |text: &str| uuid::Uuid::try_parse(text).is_ok_and(|id| id.get_version_num() == 7);
+    one != other && timed(one) && timed(other)
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ async fn a_spare_that_died_is_not_given_to_anyone() {
         agent.answer(&rig, &ticket, "a").await;
     });
     first.unwrap();
-    let mut dead = agent.data(&rig, &DataHello::Spare).await;
+    let mut dead = agent.data(&rig, &DataHello::Spare { boot_id: None }).await;
     dead.shutdown().await.unwrap();
     drop(dead);
     let (second, ()) = tokio::join!(rig.dial(&alice, "node1"), async {

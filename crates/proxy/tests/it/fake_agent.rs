@@ -77,7 +77,7 @@ impl FakeAgent {
 
     /// Keeps a spare connection ready; its session gets an echo.
     pub(crate) async fn spare(&self, rig: &Rig, name: &'static str) {
-        let mut stream = self.data(rig, &DataHello::Spare).await;
+        let mut stream = self.data(rig, &DataHello::Spare { boot_id: None }).await;
         rig.group.spawn("spare", async move {
             let Ok(start) = read_frame(&mut stream, SOON).await else { return };
             let start: Start = decode(&start).unwrap();

@@ -92,8 +92,10 @@ impl Rig {
             credentials,
             api,
             cache: cache.clone(),
-            listener: Some(listener),
-            ssh_listener: Some(ssh_listener),
+            listener: Some(listener.into()),
+            ssh_listener: Some(ssh_listener.into()),
+            turn: net::turn::Turn::always(),
+            succeeds: false,
         };
         let proxy = Proxy::build(setup.config, world).unwrap();
         let (tunnels, metrics, shutdown) = (proxy.tunnels(), proxy.metrics(), Shutdown::new());

@@ -102,7 +102,7 @@ fn the_tunnel_is_as_it_was_released() {
             plain(&ToProxy::Pong { seq: 7 }),
             plain(&ToProxy::Failed { ticket: ticket(), error: refused() }),
             plain(&DataHello::Ticket { ticket: ticket() }),
-            plain(&DataHello::Spare),
+            plain(&DataHello::Spare { boot_id: None }),
             plain(&Start { client_addr: "10.0.0.1:5".into(), extra: Extra::new() }),
         ],
     );

@@ -34,7 +34,7 @@ fn a_session_is_opened_by_a_ticket_and_the_next_by_the_spare_it_asked_for() {
     let keep = Output::Send(LinkId(1), ToAgent::Spare { keep: true });
     assert_eq!(registry.step(want(10, 1, "t1"), at(1)), [open(1, "t1"), keep]);
     assert_eq!(registry.step(show(20, 1, "t1"), at(2)), [GIVE(10, 20)]);
-    assert!(registry.step(Input::Spare { stream: StreamId(21), host: host(1) }, at(2)).is_empty());
+    assert!(registry.step(Input::Spare { stream: StreamId(21), host: host(1), boot: None }, at(2)).is_empty());
     let give = Output::Give { wait: WaitId(11), stream: StreamId(21), spare: true };
     assert_eq!(registry.step(want(11, 1, "t2"), at(3)), [give]);
     assert_eq!(registry.step(want(12, 1, "t3"), at(3)), [open(1, "t3")]);
@@ -76,26 +76,78 @@ fn an_agent_that_cannot_take_a_session_says_why_but_only_for_its_own_tickets() {
     assert!(failed_with(&registry.step(failed(1), at(0)), 10, Code::AccessLimit));
 }
 
+const OLDER: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
+const NEWER: &str = "01990a5d-ac96-774b-bcce-b302099a8057";
+
 #[test]
-fn the_newest_process_of_a_host_holds_its_tunnel() {
-    let (older, newer) = ("01890a5d-ac96-774b-bcce-b302099a8057", "01990a5d-ac96-774b-bcce-b302099a8057");
+fn sessions_go_to_the_newest_process_of_a_host_and_to_the_older_one_again_when_that_is_gone() {
     let mut registry = Registry::default();
-    registered(&mut registry, 1, 1, older);
-    registry.step(want(9, 1, "t"), at(0));
-    registry.step(Input::Spare { stream: StreamId(20), host: host(1) }, at(0));
-    let out = registered(&mut registry, 2, 1, newer);
-    assert_eq!(out[0], Output::Drop { stream: StreamId(20), misuse: false });
-    assert!(matches!(&out[1], Output::Send(LinkId(1), ToAgent::Refused { error }) if error.is(Code::Conflict)));
-    assert_eq!(out[2], Output::HangUp(LinkId(1)));
-    // The old one comes back while it drains: it stays out, and its end is nobody's.
-    assert!(matches!(
-        &registered(&mut registry, 3, 1, older)[..],
-        [Output::Send(LinkId(3), ToAgent::Refused { .. }), Output::HangUp(LinkId(3))]
-    ));
+    registered(&mut registry, 1, 1, OLDER);
+    let keep = Output::Send(LinkId(1), ToAgent::Spare { keep: true });
+    assert_eq!(registry.step(want(9, 1, "t"), at(0)), [open(1, "t"), keep]);
+    let spare = |stream, boot: &str| Input::Spare { stream: StreamId(stream), host: host(1), boot: Some(boot.into()) };
+    registry.step(spare(20, OLDER), at(0));
+    let dropped = |stream| Output::Drop { stream: StreamId(stream), misuse: false };
+    assert_eq!(registered(&mut registry, 2, 1, NEWER), [Output::Send(LinkId(1), ToAgent::Spare { keep: false }), dropped(20)]);
+    assert_eq!(registry.step(want(10, 1, "u"), at(0))[0], open(2, "u"));
+    assert_eq!(registry.step(spare(21, OLDER), at(0)), [dropped(21)], "a spare of the older one is no use any more");
+    assert!(registry.step(spare(22, NEWER), at(0)).is_empty());
+    // What the older one was asked for it may still answer; what it cannot take, the newer one gets.
+    let error = Public::new(Code::AccessLimit, "stopping");
+    assert_eq!(registry.step(Input::Failed { link: LinkId(1), ticket: "t".into(), error }, at(0)), [open(2, "t")]);
+    // The older one loses its connection and comes back: it stands by.
+    registry.step(Input::Gone { link: LinkId(1) }, at(0));
+    assert!(registered(&mut registry, 3, 1, OLDER).is_empty());
+    assert_eq!(registry.len(), 1);
+    // The newer one fails: what it left unanswered goes to the older one, at once.
+    let out = registry.step(Input::Gone { link: LinkId(2) }, at(0));
+    assert_eq!(out, [dropped(22), open(3, "t"), open(3, "u")]);
+    assert_eq!(registry.step(show(30, 1, "u"), at(1)), [GIVE(10, 30)]);
+    // The same process again, on a new connection: the old connection was half dead.
+    assert_eq!(registered(&mut registry, 4, 1, OLDER), [Output::HangUp(LinkId(3)), open(4, "t")]);
+}
+
+#[test]
+fn of_processes_that_cannot_be_ordered_the_last_to_come_holds_the_tunnel() {
+    let mut registry = Registry::default();
+    registered(&mut registry, 1, 1, "a");
+    let out = registered(&mut registry, 2, 1, "b");
+    assert!(matches!(&out[0], Output::Send(LinkId(1), ToAgent::Refused { error }) if error.is(Code::Conflict)));
+    assert_eq!(out[1], Output::HangUp(LinkId(1)));
     registry.step(Input::Gone { link: LinkId(1) }, at(0));
     assert_eq!(registry.registered(LinkId(2)), Some(host(1)));
-    // The same process again, on a new connection: the old connection was half dead.
-    assert_eq!(registered(&mut registry, 4, 1, newer), [Output::HangUp(LinkId(2))]);
+}
+
+#[test]
+fn of_very_many_processes_of_a_host_the_oldest_are_hung_up() {
+    let mut registry = Registry::default();
+    let boot = |n: u64| format!("01990a5d-ac9{n}-774b-bcce-b302099a8057");
+    (0..4).for_each(|n| assert!(registered(&mut registry, n, 1, &boot(n)).is_empty()));
+    assert!(registered(&mut registry, 4, 1, &boot(4)).contains(&Output::HangUp(LinkId(0))));
+    assert_eq!((registry.len(), registry.hosts().count()), (1, 4));
+}
+
+#[test]
+fn a_proxy_that_has_just_taken_over_waits_for_hosts_that_are_on_their_way() {
+    let mut registry = Registry::default();
+    registry.step(Input::Expect(at(20)), at(0));
+    assert!(registry.step(want(1, 1, "t"), at(1)).is_empty());
+    assert!(registry.step(want(2, 2, "u"), at(1)).is_empty());
+    assert_eq!(registered(&mut registry, 5, 1, "a"), [open(5, "t")]);
+    assert_eq!(registry.step(show(30, 1, "t"), at(2)), [GIVE(1, 30)]);
+    assert!(failed_with(&registry.step(Input::Tick, at(12)), 2, Code::NodeOffline), "one that never comes is offline");
+    assert!(failed_with(&registry.step(want(3, 2, "v"), at(21)), 3, Code::NodeOffline), "later it is not waited for");
+}
+
+#[test]
+fn a_proxy_whose_turn_is_over_sends_its_hosts_away_and_serves_those_that_are_still_here() {
+    let mut registry = Registry::default();
+    registered(&mut registry, 1, 1, "a");
+    assert_eq!(registry.step(Input::Leave(true), at(0)), [Output::Send(LinkId(1), ToAgent::Drain)]);
+    assert_eq!(registered(&mut registry, 2, 2, "a"), [Output::Send(LinkId(2), ToAgent::Drain)], "its handshake was under way");
+    assert_eq!(registry.step(want(1, 1, "t"), at(0))[0], open(1, "t"));
+    registry.step(Input::Leave(false), at(0));
+    assert!(registered(&mut registry, 3, 3, "a").is_empty(), "it is our turn again");
 }
 
 #[test]
@@ -116,7 +168,7 @@ fn pings_keep_a_tunnel_and_silence_ends_it() {
 fn a_spare_is_given_up_when_nobody_comes_for_ten_minutes() {
     let mut registry = Registry::default();
     registered(&mut registry, 0, 1, "a");
-    let spare = |stream| Input::Spare { stream: StreamId(stream), host: host(1) };
+    let spare = |stream| Input::Spare { stream: StreamId(stream), host: host(1), boot: None };
     assert_eq!(registry.step(spare(20), at(0)), [Output::Drop { stream: StreamId(20), misuse: false }], "not asked for");
     registry.step(want(1, 1, "t"), at(0));
     registry.step(spare(21), at(0));
@@ -154,10 +206,11 @@ fn sessions_that_wait_for_one_host_are_bounded() {
 fn any_input() -> impl Strategy<Value = Input> {
     let (link, id, stream, ticket) = (0u64..6, 0u128..3, 0u64..1000, 0u64..40);
     prop_oneof![
-        (link.clone(), id.clone(), 0u32..3, any::<bool>()).prop_map(|(link, id, boot, warm)| Input::Registered {
+        (link.clone(), id.clone(), 0u32..6, any::<bool>()).prop_map(|(link, id, boot, warm)| Input::Registered {
             link: LinkId(link),
             host: host(id),
-            boot: boot.to_string(),
+            // Some that can be ordered, and some that cannot.
+            boot: if boot < 3 { boot.to_string() } else { format!("01990a5d-ac9{boot}-774b-bcce-b302099a8057") },
             warm
         }),
         link.clone().prop_map(|link| Input::Heard { link: LinkId(link) }),
@@ -165,8 +218,10 @@ fn any_input() -> impl Strategy<Value = Input> {
         (link, ticket.clone()).prop_map(|(link, t)| Input::Failed { link: LinkId(link), ticket: t.to_string(), error: offline() }),
         (id.clone(), ticket.clone()).prop_map(|(id, t)| want(t, id, &t.to_string())),
         (stream.clone(), id.clone(), ticket).prop_map(|(stream, id, t)| show(stream, id, &t.to_string())),
-        (stream, id).prop_map(|(stream, id)| Input::Spare { stream: StreamId(stream), host: host(id) }),
+        (stream, id).prop_map(|(stream, id)| Input::Spare { stream: StreamId(stream), host: host(id), boot: None }),
         Just(Input::Tick),
+        Just(Input::Expect(at(5))),
+        any::<bool>().prop_map(Input::Leave),
     ]
 }
 
@@ -194,7 +249,7 @@ proptest! {
             for output in registry.step(input, now) {
                 if let Output::Give { wait, .. } | Output::Fail(wait, _) = output { answered.push(wait); }
             }
-            prop_assert_eq!(registry.hosts.len(), registry.links.len());
+            prop_assert_eq!(registry.hosts().count(), registry.links.len());
         }
         for output in registry.step(Input::Tick, now + TICKET_LIFE + at(1)) {
             if let Output::Give { wait, .. } | Output::Fail(wait, _) = output { answered.push(wait); }
