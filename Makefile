@@ -12,6 +12,8 @@ KEEP := 0
 ROUNDS := 1000
 # Rounds of fifty Auth Services on each store, in `make soak`.
 MANY := 20
+# Sessions that run through live restarts, in `make soak`.
+SESSIONS := 200
 # The size of the store that `make soak` backs up and restores; needs twice that on the disk.
 BACKUP_MIB := 10240
 PREFIX := /usr/local
@@ -45,13 +47,14 @@ test: test-deps ## all tests
 	@scripts/with-accounts.sh cargo test --locked --workspace
 
 .PHONY: soak
-soak: test-deps ## random tests of stores (ROUNDS=1000), every crash of a migration, a large backup (BACKUP_MIB=10240), 50 Auth Services (MANY=20), 10 minutes without, kills
+soak: test-deps ## random tests of stores (ROUNDS=1000), every crash of a migration, a large backup (BACKUP_MIB=10240), 50 Auth Services (MANY=20), 10 minutes without, kills, restarts (SESSIONS=200)
 	LOCKGATE_STORE_ROUNDS=$(ROUNDS) cargo test --locked --package store --test it -- zombie:: cut_connections cluster::
 	LOCKGATE_MIGRATE_CRASHES=all cargo test --locked --package migrate --test it -- crash:: contract::
 	LOCKGATE_BACKUP_MIB=$(BACKUP_MIB) cargo test --locked --package auth --test it -- --nocapture backup::large::
 	cargo build --locked --workspace --bin lockgate
 	LOCKGATE_MANY_AUTHS=50 LOCKGATE_ROUNDS=$(MANY) LOCKGATE_SOAK_SECONDS=600 LOCKGATE_STORM_SECONDS=60 \
 		scripts/with-accounts.sh cargo test --locked --package harness --test it -- --nocapture --test-threads=1 ha::
+	LOCKGATE_RESTART_SESSIONS=$(SESSIONS) scripts/with-accounts.sh cargo test --locked --package harness --test it -- --nocapture --test-threads=1 restart::
 
 .PHONY: check
 check: deps tools ## format, lints, arrows, generated files, documentation, licences, advisories

@@ -47,31 +47,41 @@ pub const TWO_AHEAD: &str = ["2.1.0", "3.1.0", "4.1.0", "5.1.0", "6.1.0", "7.1.0
 /// A pre-release, three majors ahead.
 pub const THREE_AHEAD: &str = ["3.0.0-rc.1", "4.0.0-rc.1", "5.0.0-rc.1", "6.0.0-rc.1", "7.0.0-rc.1", "8.0.0-rc.1", "9.0.0-rc.1"][MAJOR];
 
-/// The versions that programs are built to claim, besides the real one.
+/// A minor of this checkout's major that is ahead of it: what a host is upgraded to without a step of majors.
+pub const MINOR_AHEAD: &str = ["0.99.0", "1.99.0", "2.99.0", "3.99.0", "4.99.0", "5.99.0", "6.99.0", "7.99.0", "8.99.0", "9.99.0"][MAJOR];
+
+/// The versions that programs are built to claim, besides the real one and [`MINOR_AHEAD`].
 pub const CLAIMED: [&str; 3] = [ONE_AHEAD, TWO_AHEAD, THREE_AHEAD];
 
-/// The program claiming one of [`CLAIMED`]. All are built when one is needed, at most once per change of the sources.
+/// The program claiming one of [`CLAIMED`], all of which are built when one is needed, or [`MINOR_AHEAD`]; at most once per change of
+/// the sources.
 pub fn claiming(version: &str) -> PathBuf {
     if let Some(made) = std::env::var_os("LOCKGATE_VERSIONS") {
         return Path::new(&made).join(version).join("lockgate");
     }
-    static BUILT: OnceLock<Vec<PathBuf>> = OnceLock::new();
-    let all = BUILT.get_or_init(|| {
-        let _lock = lock();
-        let sources = newest_source();
-        let stale: Vec<&str> = CLAIMED.into_iter().filter(|version| !is_fresh(&kept(Some(version)), sources)).collect();
-        for version in &stale {
-            build(Some(version));
-            keep(Some(version));
-        }
-        if !stale.is_empty() {
-            // Whoever runs target/<profile>/lockgate next gets the real one.
-            build(None);
-        }
-        CLAIMED.map(|version| kept(Some(version))).into()
-    });
-    let at = CLAIMED.iter().position(|one| *one == version).unwrap_or_else(|| panic!("{version} is none of {CLAIMED:?}"));
-    all[at].clone()
+    static MAJORS: OnceLock<()> = OnceLock::new();
+    static MINOR: OnceLock<()> = OnceLock::new();
+    if version == MINOR_AHEAD {
+        MINOR.get_or_init(|| make(&[MINOR_AHEAD]));
+    } else {
+        assert!(CLAIMED.contains(&version), "{version} is none of {CLAIMED:?}");
+        MAJORS.get_or_init(|| make(&CLAIMED));
+    }
+    kept(Some(version))
+}
+
+fn make(versions: &[&str]) {
+    let _lock = lock();
+    let sources = newest_source();
+    let stale: Vec<&&str> = versions.iter().filter(|version| !is_fresh(&kept(Some(version)), sources)).collect();
+    for version in &stale {
+        build(Some(version));
+        keep(Some(version));
+    }
+    if !stale.is_empty() {
+        // Whoever runs target/<profile>/lockgate next gets the real one.
+        build(None);
+    }
 }
 
 fn real() -> PathBuf {

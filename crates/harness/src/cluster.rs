@@ -50,6 +50,12 @@ pub struct Setup {
     pub auth: PathBuf,
     pub proxy: PathBuf,
     pub node: PathBuf,
+    /// The program of users and administrators, when it is not that of the Auth Service.
+    pub clients: Option<PathBuf>,
+    /// Set for every service.
+    pub environment: Vec<(String, String)>,
+    /// More of the section `lockgate` of every service, in YAML.
+    pub general: String,
 }
 
 impl Default for Setup {
@@ -68,6 +74,9 @@ impl Default for Setup {
             auth: program.clone(),
             proxy: program.clone(),
             node: program,
+            clients: None,
+            environment: Vec::new(),
+            general: String::new(),
         }
     }
 }
@@ -100,17 +109,21 @@ pub struct Member {
     pub ssh_port: u16,
     program: Mutex<PathBuf>,
     args: Mutex<Vec<String>>,
+    environment: Vec<(String, String)>,
     log: PathBuf,
     running: Mutex<Option<Running>>,
 }
 
 impl Member {
     /// A member whose configuration is `yaml`, with `DIAG` and `DATA` filled in. Not started yet.
-    fn new(home: &Path, name: &str, program: &Path, ssh_port: u16, yaml: &str) -> Member {
+    fn new(home: &Path, name: &str, program: &Path, ssh_port: u16, setup: &Setup, yaml: &str) -> Member {
         let (data_dir, diag_port) = (home.join(name), free_port());
         let config = home.join(format!("{name}.yaml"));
-        let general =
-            format!("version: v1\nlockgate:\n  nodename: {name}\n  data_dir: {}\n  diag_addr: 127.0.0.1:{diag_port}\n", data_dir.display());
+        let general = format!(
+            "version: v1\nlockgate:\n  nodename: {name}\n  data_dir: {}\n  diag_addr: 127.0.0.1:{diag_port}\n{}",
+            data_dir.display(),
+            setup.general
+        );
         fs::write(&config, general + yaml).expect("write the configuration");
         Member {
             name: name.to_owned(),
@@ -118,6 +131,7 @@ impl Member {
             program: Mutex::new(program.to_owned()),
             args: Mutex::default(),
             running: Mutex::default(),
+            environment: setup.environment.clone(),
             data_dir,
             config,
             diag_port,
@@ -137,6 +151,9 @@ impl Member {
     /// The command of a start, for those that are expected to fail.
     pub fn command(&self) -> Run {
         let mut run = Run::new(&*lock(&self.program)).args(["start", "--config"]).arg(&self.config).args(lock(&self.args).iter());
+        for (name, value) in &self.environment {
+            run = run.env(name, value);
+        }
         for name in ["LOCKGATE_LOG", "RUST_BACKTRACE"] {
             if let Some(value) = std::env::var_os(name) {
                 run = run.env(name, value);
@@ -163,7 +180,7 @@ impl Member {
     }
 
     #[track_caller]
-    fn with<T>(&self, act: impl FnOnce(&mut Running) -> T) -> T {
+    pub(crate) fn with<T>(&self, act: impl FnOnce(&mut Running) -> T) -> T {
         act(lock(&self.running).as_mut().unwrap_or_else(|| panic!("{} was not started", self.name)))
     }
     pub fn pid(&self) -> u32 {
@@ -296,7 +313,7 @@ impl Cluster {
         } else {
             ("node1", self.proxy_yaml() + &ssh_yaml(setup.with_node, 1, &setup.labels))
         };
-        let auth = Member::new(&self.home, first, &setup.auth, 0, &(auth_yaml + &rest));
+        let auth = Member::new(&self.home, first, &setup.auth, 0, &setup, &(auth_yaml + &rest));
         if setup.allow_prerelease {
             auth.set_args(["--allow-prerelease"]);
         }
@@ -346,7 +363,7 @@ impl Cluster {
     /// A further Auth Service on the cluster's store; not started.
     pub fn new_auth(&self, name: &str, port: u16, program: &Path) -> Member {
         let rest = "proxy_service: {enabled: false}\nssh_service: {enabled: false}\n";
-        Member::new(&self.home, name, program, 0, &(self.auth_yaml(port) + rest))
+        Member::new(&self.home, name, program, 0, &self.setup, &(self.auth_yaml(port) + rest))
     }
 
     /// The Auth Services, as members are given them.
@@ -365,7 +382,7 @@ impl Cluster {
             + &format!(
                 "proxy_service:\n  enabled: true\n  web_listen_addr: 127.0.0.1:{port}\n  listen_addr: 'off'\n  public_addr: ['127.0.0.1:{port}']\n"
             );
-        let proxy = Member::new(&self.home, name, &self.setup.proxy, 0, &yaml);
+        let proxy = Member::new(&self.home, name, &self.setup.proxy, 0, &self.setup, &yaml);
         proxy.set_args([format!("--token={}", self.token("proxy"))]);
         (proxy, format!("127.0.0.1:{port}"))
     }
@@ -382,7 +399,7 @@ impl Cluster {
         let yaml = format!("{}  ca_pin: {:?}\n", self.auths_yaml(), self.pins)
             + "auth_service: {enabled: false}\nssh_service: {enabled: false}\n"
             + &self.proxy_yaml();
-        let proxy = Member::new(&self.home, name, program, 0, &yaml);
+        let proxy = Member::new(&self.home, name, program, 0, &self.setup, &yaml);
         proxy.set_args([format!("--token={}", self.token("proxy"))]);
         proxy
     }
@@ -403,7 +420,7 @@ impl Cluster {
         let ssh_port = free_port();
         let yaml = format!("{server}  ca_pin: {:?}\nauth_service: {{enabled: false}}\nproxy_service: {{enabled: false}}\n", self.pins)
             + &ssh_yaml(true, ssh_port, labels);
-        let node = Member::new(&self.home, name, program, ssh_port, &yaml);
+        let node = Member::new(&self.home, name, program, ssh_port, &self.setup, &yaml);
         node.set_args([format!("--token={}", self.token("node"))]);
         node
     }
@@ -474,12 +491,12 @@ impl Cluster {
     }
     /// What clients are run with.
     pub fn program(&self) -> &Path {
-        &self.setup.auth
+        self.setup.clients.as_ref().unwrap_or(&self.setup.auth)
     }
 
     /// `tctl …` as the local administrator.
     pub fn tctl<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Run {
-        self.tctl_of(&self.setup.auth, words)
+        self.tctl_of(self.program(), words)
     }
     /// The same with another program.
     pub fn tctl_of<S: AsRef<std::ffi::OsStr>>(&self, program: &Path, words: impl IntoIterator<Item = S>) -> Run {

@@ -2,7 +2,7 @@
 //!
 //! [`cluster`] starts the program beside the running test (`target/<profile>/lockgate`) as services with their own
 //! directories and free ports; [`person`] is somebody with a login; [`run`] runs any command with a deadline; [`binary`] finds the
-//! program, and builds it as another version for the version matrix; [`fuzz`] throws broken bytes at parsers. What is waited
+//! program, and builds it as another version for the version matrix; [`live`] puts another in its place while it runs; [`fuzz`] throws broken bytes at parsers. What is waited
 //! for is polled with a deadline ([`wait`]), never slept for.
 #![allow(
     clippy::panic,
@@ -16,6 +16,7 @@
 pub mod binary;
 pub mod cluster;
 pub mod fuzz;
+pub mod live;
 pub mod person;
 pub mod process;
 pub mod run;

@@ -49,6 +49,8 @@ pub struct Running {
     line: String,
     log: PathBuf,
     ended: Option<ExitStatus>,
+    /// Another process of its group may go on in its place.
+    leaves_others: bool,
 }
 
 impl Running {
@@ -69,7 +71,7 @@ impl Running {
         }
         wrapped.stdin(Stdio::null()).stdout(open()).stderr(open()).process_group(0);
         let child = spawn(wrapped).unwrap_or_else(|error| panic!("{line}: {error}"));
-        Running { child, line, log: log.to_owned(), ended: None }
+        Running { child, line, log: log.to_owned(), ended: None, leaves_others: false }
     }
 
     pub fn pid(&self) -> u32 {
@@ -80,6 +82,11 @@ impl Running {
     }
     fn raw_pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))
+    }
+
+    /// From now on its end is not that of its group.
+    pub fn leaves_others(&mut self) {
+        self.leaves_others = true;
     }
 
     /// Sends a signal to the process alone.
@@ -105,7 +112,7 @@ impl Running {
 
     /// `kill -9`, at once and for all of its group.
     pub fn kill(&mut self) {
-        if self.ended().is_none() {
+        if self.ended().is_none() || self.leaves_others {
             let _already_gone = killpg(self.raw_pid(), Signal::SIGKILL);
             let end = Instant::now() + Duration::from_secs(10);
             while self.ended().is_none() && Instant::now() < end {

@@ -22,6 +22,7 @@ mod openssh;
 mod raw_ssh;
 mod record;
 mod rescue;
+mod restart;
 mod rogue;
 mod ssh;
 mod talk;
