@@ -13,12 +13,14 @@ use crate::{
     inventory::name_hosts,
     windows::{AUTH, IllegalMove, ROLES, is_in, narrow, widen},
 };
+use serde::{Deserialize, Serialize};
 use types::{ControlRecord, Resource, ResourceName, Version, kind::Member};
 
 /// One Auth Service's lease, while it lives.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Seat {
     /// Its host id, the name of its `member` document; none for a lease that cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<ResourceName>,
     /// For people: name and address.
     pub name: String,

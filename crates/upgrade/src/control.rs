@@ -6,7 +6,11 @@
 //! start the new one): it fences the old Auth by the epoch and opens the windows to N. [`finalize`] ends the way back.
 //! The record's type is in `types::control`; its compare inside each transaction is in `store`.
 
-use crate::windows::{self, AUTH, Phase, check_windows, resting};
+use crate::{
+    plan::record::{Direction, Upgrade, Way},
+    windows::{self, AUTH, Phase, check_windows, resting},
+};
+use serde::Deserialize;
 use types::{
     Code, ControlRecord, Extra, Public, Resource, Version,
     control::{ClusterVersion, FORMAT},
@@ -128,7 +132,7 @@ pub fn adopt(control: &ControlRecord, binary: &Version, members: &[Resource<Memb
         Start::Adopt => {}
         Start::Birth | Start::Current | Start::Emulate => return Ok(control.clone()),
     }
-    if control.upgrade.is_some() {
+    if control.upgrade.is_some() && !is_to_take_over(control, binary) {
         return Err(Public::new(Code::VersionWindow, "an upgrade is in progress and has not reached this Auth Service")
             .hint("see: tctl upgrade status"));
     }
@@ -166,6 +170,39 @@ pub fn by_hand(control: &ControlRecord, insists: bool) -> Result<(), Public> {
     ))
 }
 
+/// Whether the upgrade in progress is one in which this major takes the cluster over.
+fn is_to_take_over(control: &ControlRecord, binary: &Version) -> bool {
+    under_way(control).is_some_and(|upgrade| {
+        (upgrade.way, upgrade.direction) == (Way::TakeOver, Direction::Up) && upgrade.target.major() == binary.major()
+    })
+}
+
+/// The upgrade in the record, if this release can read it.
+fn under_way(control: &ControlRecord) -> Option<Upgrade> {
+    Upgrade::deserialize(control.upgrade.as_ref()?).ok()
+}
+
+/// The record after a major that took the cluster over gives it back: the older one may start again, everybody who serves now is
+/// fenced, and the newer one does not take over by itself. Members must be back at the older major, and migrations undone.
+pub fn give_back(control: &ControlRecord, major: u64) -> Result<ControlRecord, Public> {
+    if control.cluster_version != final_of(major) {
+        return Err(Public::new(Code::VersionDowngrade, format!("the cluster version is {} already", control.cluster_version.major))
+            .hint("only a backup leads back behind the end of an upgrade"));
+    }
+    let mut next = control.clone();
+    let newer = control.windows.get(AUTH).map(|window| window.hi).filter(|hi| *hi > major);
+    for (role, window) in resting(major) {
+        let kept = next.windows.get(&role).map(|old| old.extra.clone()).unwrap_or_default();
+        let shut = newer.filter(|_| role == AUTH);
+        next.windows.insert(role, types::control::Window { extra: kept, shut, ..window });
+    }
+    next.window_gen = next.window_gen.saturating_add(1);
+    next.epoch = next.epoch.saturating_add(1);
+    next.min_writer_epoch = next.epoch;
+    next.upgrade = None;
+    Ok(next)
+}
+
 /// The record at the end of an upgrade: the cluster version becomes `final(N)`, and there is no way back but a backup.
 pub fn finalize(control: &ControlRecord, binary: &Version) -> Result<ControlRecord, Public> {
     match may_start(Some(control), binary)? {
@@ -176,7 +213,10 @@ pub fn finalize(control: &ControlRecord, binary: &Version) -> Result<ControlReco
         }
     }
     let older_auth = control.windows.get(AUTH).is_none_or(|window| window.lo < binary.major());
-    if older_auth || control.upgrade.is_some() {
+    // What this release cannot read, it does not end.
+    let another = control.upgrade.is_some()
+        && under_way(control).is_none_or(|upgrade| upgrade.direction == Direction::Down || upgrade.target.major() != binary.major());
+    if older_auth || another {
         return Err(Public::new(Code::VersionWindow, "Auth Services of the major before may still start").hint("see: tctl upgrade status"));
     }
     let mut next = control.clone();

@@ -158,8 +158,12 @@ fn bad_rows(progress: Option<&Progress>) -> Option<Wait> {
 /// The oldest major whose Auth Service may write while the migrations are in these states. Whoever widens the window of auth
 /// asks first, and makes his write of the control record conditional: each move of a state changes that record too.
 pub fn oldest_writer<'a>(states: impl IntoIterator<Item = (&'a Migration, State)>) -> u64 {
-    let floor = |(migration, state): (&Migration, State)| if state.admits_old_writers() { migration.floor } else { migration.to.major };
-    states.into_iter().map(floor).max().unwrap_or(0)
+    states.into_iter().map(|(migration, state)| floor_in(migration.floor, migration.to.major, state)).max().unwrap_or(0)
+}
+
+/// The same for one migration, by its floor and the major that it leads to.
+pub const fn floor_in(floor: u64, to: u64, state: State) -> u64 {
+    if state.admits_old_writers() { floor } else { to }
 }
 
 /// The migrations to this major that are not yet flipped: `finalize` waits for them.
