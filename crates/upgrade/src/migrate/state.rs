@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Where a migration stands.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Not begun, or undone. Nothing of it is in the store but its journal.

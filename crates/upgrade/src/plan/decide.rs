@@ -149,8 +149,8 @@ fn under_way(view: &View, upgrade: &Upgrade) -> Decision {
         ));
         return draft.decision;
     }
-    if upgrade.direction == Direction::Up && !finalized {
-        preflight::target_is_usable(&mut draft);
+    if !finalized {
+        preflight::goal_is_usable(&mut draft);
     }
     let current = legs(upgrade).iter().find(|leg| {
         let over = run(&mut draft, **leg);
@@ -161,7 +161,7 @@ fn under_way(view: &View, upgrade: &Upgrade) -> Decision {
         !over
     });
     match current {
-        Some(leg) => draft.decision.stage = stage(*leg),
+        Some(leg) => draft.decision.stage = stage(*leg, upgrade.direction),
         None => {
             draft.decision.stage = Stage::Done;
             draft.step(Step::Finish);
@@ -248,26 +248,33 @@ pub(crate) fn legs(upgrade: &Upgrade) -> &'static [Leg] {
     }
 }
 
-pub(crate) const fn stage(leg: Leg) -> Stage {
+pub(crate) fn stage(leg: Leg, direction: Direction) -> Stage {
     match leg {
         Leg::Settle => Stage::Preflight,
         Leg::Proof => Stage::Backup,
-        Leg::TakeOver | Leg::GiveBack | Leg::Move(Tier::Auth) => Stage::Auth,
+        Leg::TakeOver | Leg::GiveBack | Leg::Move(Tier::Auth) | Leg::Open(AUTH) => Stage::Auth,
+        Leg::Close(AUTH) => Stage::CloseAuth,
         Leg::Data | Leg::Undo => Stage::Data,
-        Leg::Move(Tier::Proxy) => Stage::Proxies,
-        Leg::Move(Tier::Agent) => Stage::Agents,
-        Leg::Leaves => Stage::Leaves,
+        Leg::Move(Tier::Proxy) | Leg::Open(PROXY) | Leg::Close(PROXY) => Stage::Proxies,
+        Leg::Move(Tier::Agent) | Leg::Open(AGENT) | Leg::Close(AGENT) => Stage::Agents,
+        Leg::Leaves | Leg::Open(LEAF) | Leg::Close(LEAF) => Stage::Leaves,
+        // Who drains belongs to the tier that is moved first, and then last.
+        Leg::Open(_) => {
+            if direction == Direction::Up {
+                Stage::Proxies
+            } else {
+                Stage::Agents
+            }
+        }
+        Leg::Close(_) => {
+            if direction == Direction::Up {
+                Stage::Agents
+            } else {
+                Stage::Proxies
+            }
+        }
         Leg::Soak => Stage::Soak,
         Leg::Finalize | Leg::Contract => Stage::Finalize,
-        Leg::Open(role) | Leg::Close(role) => match role.as_bytes() {
-            b"auth" => match leg {
-                Leg::Close(_) => Stage::CloseAuth,
-                _ => Stage::Auth,
-            },
-            b"proxy" => Stage::Proxies,
-            b"leaf" => Stage::Leaves,
-            _ => Stage::Agents,
-        },
     }
 }
 
@@ -311,14 +318,10 @@ fn give_back(draft: &mut Draft<'_>) -> bool {
     false
 }
 
+/// The legs before this one ask for everybody's health at each look: a red gate ends the soak before it ends itself.
 fn soak(draft: &mut Draft<'_>) -> bool {
     if draft.view.control.cluster_version.major >= draft.goal() {
         return true;
-    }
-    // Health is asked again all the while: a red gate ends the soak before it ends itself.
-    let well = Tier::ALL.map(|tier| moves::tier(draft, tier)).into_iter().all(|well| well);
-    if !well {
-        return false;
     }
     let Some(since) = draft.upgrade.soaks_since else {
         draft.step(Step::Soak);

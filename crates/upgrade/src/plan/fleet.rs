@@ -6,7 +6,7 @@
 
 use crate::plan::{
     policy::Policy,
-    record::Upgrade,
+    record::{Direction, Upgrade},
     view::{Condition, Member, View},
 };
 use serde::{Deserialize, Serialize};
@@ -126,8 +126,14 @@ impl<'a> Fleet<'a> {
                 Condition::Quarantined => member.told.as_ref().is_some_and(|told| told.version == member.version),
                 Condition::Joining | Condition::Active | Condition::Missing => true,
             };
-            counts && Tier::of(member) == Some(tier)
+            counts && Tier::of(member) == Some(tier) && !self.is_evicted(member)
         })
+    }
+
+    /// Whether somebody gave it up, and it has not reported since.
+    fn is_evicted(&self, member: &Member) -> bool {
+        let control = &self.view.control;
+        !control.evictions.is_empty() && crate::evict::is_evicted(control, &member.document())
     }
 
     pub fn standing(&self, member: &Member, wave: Wave) -> Standing {
@@ -148,6 +154,14 @@ impl<'a> Fleet<'a> {
                 None if self.is_ready(member) => Standing::Idle,
                 None => Standing::Unwell,
             };
+        }
+        // Told to go elsewhere before somebody turned round: it may leave at any moment.
+        if told.is_none() && self.is_replacing(member) {
+            return Standing::Moving;
+        }
+        // On the way back, who was never moved has nothing to prove.
+        if self.upgrade.direction == Direction::Down && member.started < self.upgrade.begun && told.is_none() && self.is_ready(member) {
+            return Standing::Proved;
         }
         if member.state == Condition::Quarantined {
             return Standing::Ailing("the cluster refuses it".into());

@@ -5,9 +5,8 @@
 
 use crate::plan::{
     decide::decide,
-    fleet::Tier,
     ideal::ideal,
-    outcome::{Ahead, Bar, Decision, Gate, Outcome, Stage, Step, Wait},
+    outcome::{Ahead, Bar, Decision, Gate, Hint, Note, Outcome, Stage, Step, Wait},
     policy::Consent,
     record::{Direction, Upgrade, Way},
     route::block,
@@ -28,17 +27,19 @@ const RESTART: Duration = Duration::from_secs(60);
 /// The decision of now, and what follows from it.
 pub fn plan(view: &View) -> Outcome {
     let mut decision = decide(view);
-    let forecast = if decision.blocked.is_empty() && decision.upgrade.is_some() {
-        let (rows, end) = ahead(view, &decision);
-        if let Some(end) = end {
-            let (code, cause, cure) = end;
+    let proposed = view.control.upgrade.is_none();
+    let mut forecast = Vec::new();
+    if decision.blocked.is_empty() && decision.upgrade.is_some() && !(proposed && decision.next.is_empty()) {
+        let seen = ahead(view, &decision);
+        for text in seen.later {
+            decision.notes.push(Note { code: Hint::Later, text });
+        }
+        if let Some((code, cause, cure)) = seen.end {
             decision.blocked.push(block(Bar::NoForecast, format!("the plan would come to stand: {code} {cause}"), cure));
             decision.next.clear();
         }
-        rows
-    } else {
-        Vec::new()
-    };
+        forecast = seen.rows;
+    }
     Outcome { id: id(&decision, &forecast), decision, forecast }
 }
 
@@ -72,11 +73,21 @@ struct Sum {
     takes: Duration,
 }
 
-fn ahead(view: &View, first: &Decision) -> (Vec<Ahead>, Option<End>) {
+/// What was seen of the time to come.
+struct Seen {
+    rows: Vec<Ahead>,
+    /// What somebody will be asked about on the way.
+    later: Vec<String>,
+    /// Where it would stand for ever.
+    end: Option<End>,
+}
+
+fn ahead(view: &View, first: &Decision) -> Seen {
     let mut world = view.clone();
     // A wave at a time is enough to see; how long it takes is counted below.
     let in_flight = world.policy.in_flight.max(1);
     world.policy.in_flight = usize::MAX;
+    let mut later = Vec::new();
     let (mut rows, mut decision, mut end) = (BTreeMap::<usize, (Stage, Sum)>::new(), first.clone(), None);
     let mut order: Vec<Stage> = Vec::new();
     let mut last = first.upgrade.clone();
@@ -91,6 +102,16 @@ fn ahead(view: &View, first: &Decision) -> (Vec<Ahead>, Option<End>) {
         });
         let sum = &mut rows.entry(at).or_insert_with(|| (decision.stage, Sum::default())).1;
         let before = world.now;
+        if let Some(outside) = decision.blocked.iter().find(|block| block.code == Bar::CannotClose) {
+            later.push(format!("in stage {} somebody will be asked: {} {}", decision.stage.as_str(), outside.code, outside.cause));
+            // He will bring them back, or let them go.
+            let count = world.members.len();
+            world.members.retain(|member| !outside.members.contains(&member.name));
+            if world.members.len() < count {
+                decision = decide(&world);
+                continue;
+            }
+        }
         let stands =
             if look >= MAX_LOOKS { Some(("no end".into(), "it goes on and on".into(), "report this".into())) } else { stands(&decision) };
         if stands.is_some() {
@@ -120,7 +141,7 @@ fn ahead(view: &View, first: &Decision) -> (Vec<Ahead>, Option<End>) {
         sum.takes += world.now.since(before) + RESTART.saturating_mul(rounds);
         decision = decide(&world);
     }
-    (table(view, &order, &rows, last.as_ref()), end)
+    Seen { rows: table(view, &order, &rows, last.as_ref()), later, end }
 }
 
 fn stands(decision: &Decision) -> Option<End> {
@@ -138,14 +159,15 @@ fn table(view: &View, order: &[Stage], rows: &BTreeMap<usize, (Stage, Sum)>, upg
     shown
         .filter_map(|(at, stage)| {
             let (_, sum) = rows.get(&at)?;
-            // A stage in which nothing is to be done is not worth a line.
-            if matches!(stage, Stage::Proxies | Stage::Agents)
-                && sum.moved.is_empty()
-                && !view.members.iter().any(|member| of_stage(*stage, member))
-            {
-                return None;
-            }
-            if *stage == Stage::Leaves && view.leaves.is_empty() || *stage == Stage::Data && view.migrations.is_empty() {
+            // A stage in which nobody moves is not worth a line.
+            let empty = match stage {
+                Stage::Proxies | Stage::Agents => sum.moved.is_empty(),
+                Stage::Auth => sum.moved.is_empty() && upgrade.way != Way::Roll && upgrade.direction == Direction::Up,
+                Stage::Leaves => view.leaves.is_empty(),
+                Stage::Data => view.migrations.is_empty(),
+                Stage::Preflight | Stage::Backup | Stage::CloseAuth | Stage::Soak | Stage::Finalize | Stage::Done => false,
+            };
+            if empty {
                 return None;
             }
             let members = if *stage == Stage::Leaves { view.leaves.len() } else { sum.moved.len() };
@@ -160,10 +182,6 @@ fn table(view: &View, order: &[Stage], rows: &BTreeMap<usize, (Stage, Sum)>, upg
             })
         })
         .collect()
-}
-
-fn of_stage(stage: Stage, member: &Member) -> bool {
-    Tier::of(member) == Some(if stage == Stage::Proxies { Tier::Proxy } else { Tier::Agent })
 }
 
 fn what(view: &View, upgrade: &Upgrade, stage: Stage, sum: &Sum) -> String {
@@ -189,8 +207,8 @@ fn what(view: &View, upgrade: &Upgrade, stage: Stage, sum: &Sum) -> String {
         Stage::Data => "reshape data (online)".into(),
         Stage::Proxies => {
             let mut regions = BTreeMap::<&str, usize>::new();
-            for id in sum.moved.keys() {
-                *regions.entry(view.member(id).map_or("", |member| member.class.as_str())).or_default() += 1;
+            for member in moved(view, sum) {
+                *regions.entry(member.class.as_str()).or_default() += 1;
             }
             let one = |(region, count): (&&str, &usize)| {
                 let split = if *count > 1 { format!("1+{}", count - 1) } else { "1".into() };
@@ -200,7 +218,7 @@ fn what(view: &View, upgrade: &Upgrade, stage: Stage, sum: &Sum) -> String {
             if text.is_empty() { "proxies".into() } else { format!("proxies: {text}") }
         }
         Stage::Agents => {
-            let classes: BTreeSet<&str> = sum.moved.keys().filter_map(|id| view.member(id)).map(|member| member.class.as_str()).collect();
+            let classes: BTreeSet<&str> = moved(view, sum).map(|member| member.class.as_str()).collect();
             let plural = if classes.len() == 1 { "class" } else { "classes" };
             format!("agents: {} {plural}, {} waves", classes.len(), view.policy.waves.len() + 1)
         }
@@ -214,12 +232,20 @@ fn what(view: &View, upgrade: &Upgrade, stage: Stage, sum: &Sum) -> String {
     }
 }
 
+fn moved<'a>(view: &'a View, sum: &'a Sum) -> impl Iterator<Item = &'a Member> {
+    view.members.iter().filter(|member| sum.moved.contains_key(&member.id))
+}
+
 /// What the stage after this one waits for.
 fn then(view: &View, upgrade: &Upgrade, stage: Stage) -> String {
     let auths = view.seats.len();
     match stage {
-        Stage::Backup if upgrade.is_major() => format!("{} migrations rehearsed, no bad row", view.migrations.len()),
-        Stage::Backup => "a login against the restored backup".into(),
+        Stage::Backup if upgrade.is_major() => match view.migrations.len() {
+            0 => "a login there, and a rehearsal".into(),
+            1 => "1 migration rehearsed, no bad row".into(),
+            count => format!("{count} migrations rehearsed, no bad row"),
+        },
+        Stage::Backup => "a login there".into(),
         Stage::Auth => "each walked through by a user".into(),
         Stage::CloseAuth => format!("{auths} of {auths} acknowledged"),
         Stage::Data if upgrade.direction == Direction::Down => "nothing of the new form left".into(),

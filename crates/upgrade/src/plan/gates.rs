@@ -243,10 +243,13 @@ pub(crate) fn data(draft: &mut Draft<'_>) -> bool {
     carry(draft, false, move |migration| migration.to.major == goal && !matches!(migration.state, State::Flipped | State::Contracted))
 }
 
-/// Data in the old form alone.
+/// Data in a form that the older major can write. What has only begun is told to go back and not waited for: perhaps nobody who knows
+/// it is left.
 pub(crate) fn undo(draft: &mut Draft<'_>) -> bool {
     let source = draft.source();
-    carry(draft, true, move |migration| migration.to.major == source && migration.state != State::Absent)
+    carry(draft, true, move |migration| {
+        migration.to.major == source && migration.state != State::Absent && !(migration.undo && migration.state.admits_old_writers())
+    })
 }
 
 /// The old form given up.

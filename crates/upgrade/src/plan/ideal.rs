@@ -15,15 +15,17 @@ use crate::{
     },
     windows::AUTH,
 };
+use std::collections::{BTreeMap, BTreeSet};
 use types::{ControlRecord, ResourceName, Time, Version};
 
 /// Does what a decision says, as if everything went well. False when nothing came of it.
 pub fn ideal(world: &mut View, decision: &Decision) -> bool {
     let (then, offline) = (world.now, world.policy.offline_after.0);
     let alive = |member: &Member| member.state != Condition::Missing && then.since(member.last_seen) <= offline;
-    let mut moved = decision.next.iter().filter(|step| take(world, step)).count() > 0;
+    let places = world.members.iter().enumerate().map(|(at, member)| (member.id.clone(), at)).collect();
+    let mut moved = decision.next.iter().filter(|step| take(world, &places, step)).count() > 0;
     if !moved {
-        moved = decision.waits.iter().filter(|wait| end(world, wait, decision)).count() > 0;
+        moved = decision.waits.iter().filter(|wait| end(world, &places, wait, decision)).count() > 0;
     }
     world.read_at = world.now;
     // Who is there stays there while time passes.
@@ -54,8 +56,19 @@ fn rewrite(world: &mut View, edit: impl FnOnce(&mut Upgrade)) -> bool {
     true
 }
 
+/// Where members stand in the list, as long as nobody was taken out of it.
+type Places = BTreeMap<ResourceName, usize>;
+
+fn at<'a>(world: &'a mut View, places: &Places, id: &ResourceName) -> Option<&'a mut Member> {
+    let place = places.get(id).copied().filter(|place| world.members.get(*place).is_some_and(|member| member.id == *id));
+    match place {
+        Some(place) => world.members.get_mut(place),
+        None => world.members.iter_mut().find(|member| member.id == *id),
+    }
+}
+
 /// One step in an ideal world.
-fn take(world: &mut View, step: &Step) -> bool {
+fn take(world: &mut View, places: &Places, step: &Step) -> bool {
     let now = world.now;
     match step {
         Step::Begin { upgrade } => {
@@ -75,9 +88,9 @@ fn take(world: &mut View, step: &Step) -> bool {
         }),
         Step::Widen { role, major } => replace(world, &Move::Widen { role: role.clone(), major: *major }),
         Step::Narrow { role, lo, hi } => replace(world, &Move::Narrow { role: role.clone(), lo: *lo, hi: *hi }),
-        Step::Install { member, version, .. } => arrive(world, member, version),
+        Step::Install { member, version, .. } => arrive(world, places, member, version),
         Step::Walk { member, boot, .. } => {
-            let Some(walked) = world.members.iter_mut().find(|other| other.id == *member && other.boot == *boot) else { return false };
+            let Some(walked) = at(world, places, member).filter(|walked| walked.boot == *boot) else { return false };
             walked.path = Some(Walk { boot: boot.clone(), at: now, failed: None });
             true
         }
@@ -123,21 +136,20 @@ fn acknowledge(world: &mut View) {
 }
 
 /// A member comes back as another version.
-fn arrive(world: &mut View, id: &ResourceName, version: &Version) -> bool {
+fn arrive(world: &mut View, places: &Places, id: &ResourceName, version: &Version) -> bool {
     let now = world.now;
-    let documents = world.documents();
-    let Some(member) = world.members.iter_mut().find(|member| member.id == *id) else { return false };
+    let Some(member) = at(world, places, id) else { return false };
     member.boot = format!("{}+", member.boot);
     member.version = version.clone();
     (member.started, member.last_seen, member.state, member.path) = (now, now, Condition::Active, None);
-    let auth = Tier::of(member) == Some(Tier::Auth);
-    for seat in world.seats.iter_mut().filter(|seat| seat.host.as_ref() == Some(id)) {
-        seat.version = version.clone();
-    }
-    let over = world.control.windows.get(AUTH).is_some_and(|window| !window.contains(version.major()));
-    if auth && over {
-        world.control = adopted(&world.control, version, &documents);
-        acknowledge(world);
+    if Tier::of(member) == Some(Tier::Auth) {
+        for seat in world.seats.iter_mut().filter(|seat| seat.host.as_ref() == Some(id)) {
+            seat.version = version.clone();
+        }
+        if world.control.windows.get(AUTH).is_some_and(|window| !window.contains(version.major())) {
+            world.control = adopted(&world.control, version, &world.documents());
+            acknowledge(world);
+        }
     }
     true
 }
@@ -147,7 +159,7 @@ fn adopted(control: &ControlRecord, version: &Version, members: &[types::Resourc
 }
 
 /// A wait ends by itself, or by what people do.
-fn end(world: &mut View, wait: &Wait, decision: &Decision) -> bool {
+fn end(world: &mut View, places: &Places, wait: &Wait, decision: &Decision) -> bool {
     let Some(upgrade) = &decision.upgrade else { return false };
     let later = |world: &mut View, until: Option<Time>| match until.filter(|until| *until > world.now) {
         Some(until) => {
@@ -157,11 +169,12 @@ fn end(world: &mut View, wait: &Wait, decision: &Decision) -> bool {
         None => false,
     };
     let named = |world: &View| -> Vec<ResourceName> {
-        world.members.iter().filter(|member| wait.members.contains(&member.name)).map(|member| member.id.clone()).collect()
+        let names: BTreeSet<&String> = wait.members.iter().collect();
+        world.members.iter().filter(|member| names.contains(&member.name)).map(|member| member.id.clone()).collect()
     };
     match wait.code {
         Gate::Bake | Gate::Soak | Gate::Retry => later(world, wait.until),
-        Gate::Moving | Gate::ByHand => named(world).iter().filter(|id| arrive(world, id, upgrade.goal())).count() > 0,
+        Gate::Moving | Gate::ByHand => named(world).iter().filter(|id| arrive(world, places, id, upgrade.goal())).count() > 0,
         Gate::Barrier => {
             acknowledge(world);
             true

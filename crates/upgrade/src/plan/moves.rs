@@ -344,6 +344,10 @@ fn install(draft: &Draft<'_>, member: &Member, attempt: u32, back: bool) -> Step
 pub(crate) fn revert(draft: &mut Draft<'_>, wave: Wave) {
     let members = draft.fleet.waves(wave.tier).remove(&wave).unwrap_or_default();
     let source = draft.upgrade.source().clone();
+    // Somebody turned round meanwhile, or the window closed: nobody is sent to where he would be refused.
+    if draft.upgrade.is_major() && !draft.admits(wave.tier.window(), source.major()) {
+        return;
+    }
     for member in members {
         let told_back = member.told.as_ref().is_some_and(|told| told.version == source && told.failed.is_none());
         let away = draft.upgrade.is_goal(&member.version)

@@ -86,6 +86,7 @@ codes! {
     NoSpare = "N-6": "a role with one process is away while that restarts",
     Combined = "N-7": "one process is several services, so the new one takes the cluster over",
     Failed = "N-8": "members that failed and are left behind for now",
+    Later = "N-9": "what somebody will be asked about on the way",
 }
 
 /// Where an upgrade stands, in the order of its way up.

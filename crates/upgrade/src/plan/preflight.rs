@@ -13,7 +13,7 @@ use crate::{
         outcome::{Bar, Block, Decision, Hint, Stage, Step},
         record::{Direction, Upgrade, Way},
         route::{block, route, unusable, unusable_block},
-        view::{Condition, Finding, Member, View},
+        view::{Condition, Finding, Member, Release, View},
     },
     windows::AUTH,
 };
@@ -129,7 +129,7 @@ fn unusable_at(view: &View, version: &Version) -> Option<String> {
     match view.release(version) {
         None => Some("it is not known to this cluster".into()),
         // It runs here, so it may have been withdrawn since; it is still the way back.
-        Some(release) => unusable(release).filter(|_| release.withdrawn.is_none()),
+        Some(release) => unusable(&Release { withdrawn: None, ..release.clone() }),
     }
 }
 
@@ -292,7 +292,8 @@ pub(crate) fn notes(draft: &mut Draft<'_>) {
             format!("leaf {} is run by others; this cluster cannot start {after} until it reaches {}", leaf.name, upgrade.target.major()),
         );
     }
-    if upgrade.way == Way::TakeOver && upgrade.direction == Direction::Up {
+    let replaces = upgrade.way == Way::TakeOver && upgrade.direction == Direction::Up && !draft.admits(AUTH, upgrade.target.major());
+    if replaces && combined(view).next().is_some() {
         draft.note(Hint::Combined, "one process is several services: it is replaced, and users are away while it restarts");
     }
     for waiver in view.waivers.iter().filter(|waiver| waiver.until > view.now) {
@@ -307,11 +308,16 @@ pub(crate) fn notes(draft: &mut Draft<'_>) {
     }
 }
 
-/// Also for a target that became unusable while the upgrade is under way.
-pub(crate) fn target_is_usable(draft: &mut Draft<'_>) {
-    let (view, target) = (draft.view, &draft.upgrade.target);
-    let why = view.release(target).map_or(Some("it is not known to this cluster".into()), unusable);
-    if let Some(why) = why {
-        draft.block(unusable_block(target, &why));
+/// Also for a release that became unusable while the upgrade is under way. What ran before may be withdrawn: it is the way back.
+pub(crate) fn goal_is_usable(draft: &mut Draft<'_>) {
+    let (view, goal) = (draft.view, draft.upgrade.goal());
+    let why = match draft.upgrade.direction {
+        Direction::Up => view.release(goal).map_or(Some("it is not known to this cluster".into()), unusable),
+        Direction::Down => unusable_at(view, goal),
+    };
+    // Members that people move need nothing of the mirror.
+    let needed = view.members.iter().any(|member| !member.by_hand && !draft.upgrade.is_goal(&member.version));
+    if let Some(why) = why.filter(|_| needed) {
+        draft.block(unusable_block(goal, &why));
     }
 }

@@ -1,5 +1,15 @@
 //! The planner as its callers see it: whole ways, written scenarios, random worlds, and every state of small ones.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "helpers of tests are test code too"
+)]
 
 mod flow;
+mod model;
+mod random;
+mod scenarios;
 mod world;

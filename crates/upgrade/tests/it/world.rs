@@ -1,11 +1,11 @@
 //! Clusters made of a few words, for all tests here.
 
 use std::{collections::BTreeSet, time::Duration};
-use types::{ClusterName, ControlRecord, ResourceName, SystemRole, Time, Version, control::ClusterVersion, name::ClusterId};
+use types::{ClusterName, ControlRecord, ResourceName, SystemRole, Time, Ttl, Version, control::ClusterVersion, name::ClusterId};
 use upgrade::{
     barrier::Seat,
     migrate::State,
-    plan::{Condition, Leaf, Member, Migration, Policy, Release, View},
+    plan::{Backup, Condition, Drill, Leaf, Member, Migration, Policy, Rehearsal, Release, View},
 };
 
 /// The beginning of every story: 2026-11-23, noon.
@@ -118,4 +118,22 @@ pub(crate) fn cluster(version: &str, auths: usize, proxies: usize, agents: usize
         policy: Policy::default(),
         waivers: Vec::new(),
     }
+}
+
+/// A backup of now with all its proofs.
+pub(crate) fn proven(view: &View, target: &str) -> Backup {
+    let rehearsal = Rehearsal { at: view.now, target: v(target), failed: None, bad_rows: Vec::new(), rows: 1200, seconds: 1320 };
+    Backup {
+        id: "b-1".into(),
+        at: view.now,
+        cluster_version: view.control.cluster_version,
+        failed: None,
+        drill: Some(Drill { at: view.now, failed: None }),
+        rehearsal: Some(rehearsal),
+    }
+}
+
+/// Short waits, for tests that walk the whole way.
+pub(crate) fn brisk() -> Policy {
+    Policy { bake_canary: Ttl::from_secs(60), bake: Ttl::from_secs(10), ..Policy::default() }
 }
