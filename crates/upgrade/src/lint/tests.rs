@@ -1,4 +1,4 @@
-//! Every invariant is broken once, so that none of them holds because it looks at nothing.
+//! What those who act have seen is broken on purpose, rule by rule; states and plans are in `tests/it/broken.rs`.
 
 use super::*;
 

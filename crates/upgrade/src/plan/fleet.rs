@@ -160,8 +160,12 @@ impl<'a> Fleet<'a> {
             return Standing::Moving;
         }
         // On the way back, who was never moved has nothing to prove.
-        if self.upgrade.direction == Direction::Down && member.started < self.upgrade.begun && told.is_none() && self.is_ready(member) {
-            return Standing::Proved;
+        if self.upgrade.direction == Direction::Down && member.started < self.upgrade.begun && told.is_none() {
+            match (self.is_present(member), self.is_ready(member)) {
+                (false, _) => return Standing::Absent,
+                (true, true) => return Standing::Proved,
+                (true, false) => {}
+            }
         }
         if member.state == Condition::Quarantined {
             return Standing::Ailing("the cluster refuses it".into());
@@ -172,11 +176,13 @@ impl<'a> Fleet<'a> {
         if let Some(why) = walk.and_then(|walk| walk.failed.as_ref()) {
             return Standing::Ailing(why.clone());
         }
-        if !self.is_present(member) {
-            return Standing::Ailing(format!("silent since {}", member.last_seen.whole_seconds()));
-        }
-        if walk.is_some_and(|walk| walk.at >= from) {
-            return Standing::Proved;
+        let proved = walk.is_some_and(|walk| walk.at >= from);
+        match (self.is_present(member), proved) {
+            (true, true) => return Standing::Proved,
+            // Members come and go; this one was well when it went.
+            (false, true) => return Standing::Absent,
+            (false, false) => return Standing::Ailing(format!("silent since {}", member.last_seen.whole_seconds())),
+            (true, false) => {}
         }
         let end = from.plus(policy.deadline.0);
         let late = told.is_some() && now > end;

@@ -141,7 +141,8 @@ fn arrive(world: &mut View, places: &Places, id: &ResourceName, version: &Versio
     let Some(member) = at(world, places, id) else { return false };
     member.boot = format!("{}+", member.boot);
     member.version = version.clone();
-    (member.started, member.last_seen, member.state, member.path) = (now, now, Condition::Active, None);
+    (member.started, member.last_seen, member.state) = (now, now, Condition::Active);
+    (member.path, member.told) = (None, None);
     if Tier::of(member) == Some(Tier::Auth) {
         for seat in world.seats.iter_mut().filter(|seat| seat.host.as_ref() == Some(id)) {
             seat.version = version.clone();

@@ -127,7 +127,7 @@ fn rollback(view: &View, decision: &Decision) -> Rollback {
         blockers.push(format!("{}: {}", Bar::Final, Bar::Final.meaning()));
     } else if upgrade.direction == Direction::Up {
         let back = upgrade.clone().turned(Direction::Down);
-        let ahead = View { asked: None, control: back.write_to(&view.control), ..view.clone() };
+        let ahead = View { asked: None, read_at: view.now, control: back.write_to(&view.control), ..view.clone() };
         blockers = crate::plan::plan(&ahead).decision.blocked.iter().map(|block| format!("{}: {}", block.code, block.cause)).collect();
     }
     Rollback { possible: blockers.is_empty(), blockers }

@@ -8,6 +8,7 @@
     reason = "helpers of tests are test code too"
 )]
 
+mod broken;
 mod flow;
 mod model;
 mod random;

@@ -28,7 +28,7 @@ pub(crate) enum Without {
     Eviction,
     /// Nobody asks whether Auth Services have acknowledged.
     Barrier,
-    /// Who is outside stays connected.
+    /// Who is outside stays connected, and nobody asks who is outside.
     Disconnect,
 }
 
@@ -59,13 +59,14 @@ fn search(shape: Shape, without: Without) -> Found {
         let view = cell.view(without);
         let decision = decide(&view);
         found.plans += 1;
-        let mut broken = lint::state(&cell.view(Without::Nothing));
-        broken.extend(lint::plan(&view, &decision));
-        if let Some(fault) = broken.first() {
+        let mut broken: Vec<String> = cell.meeting().into_iter().collect();
+        broken.extend(lint::state(&cell.view(Without::Nothing)).iter().map(ToString::to_string));
+        broken.extend(lint::plan(&view, &decision).iter().map(ToString::to_string));
+        if let Some(fault) = broken.into_iter().next() {
             if found.violations.is_empty() {
                 found.example = story(&from, at);
             }
-            found.violations.push(fault.to_string());
+            found.violations.push(fault);
             if found.violations.len() >= 3 {
                 break;
             }
@@ -167,6 +168,9 @@ fn missed(shape: Shape, without: Without) {
     assert!(!found.violations.is_empty() || found.stuck > 0, "without {without:?} nothing is missed in {} states", found.states);
 }
 
+/// Small enough to look at all of it once more.
+const TINY: Shape = Shape { auths: 1, data: false, ..SMALL };
+
 #[test]
 fn without_enforcement_of_windows_a_member_is_where_it_must_not_be() {
     missed(SMALL, Without::Enforcement);
@@ -184,15 +188,15 @@ fn with_data_that_moves_before_auth_is_closed_two_majors_write() {
 
 #[test]
 fn without_eviction_and_rescue_there_are_states_that_lead_nowhere() {
-    missed(SMALL, Without::Eviction);
+    missed(TINY, Without::Eviction);
 }
 
 #[test]
 fn without_the_barrier_an_auth_service_that_hears_late_admits_what_must_not_be() {
-    missed(Shape { faults: 2, data: false, ..SMALL }, Without::Barrier);
+    missed(Shape { data: false, ..SMALL }, Without::Barrier);
 }
 
 #[test]
-fn without_disconnection_members_outside_stay_or_hold_everything_up() {
-    missed(SMALL, Without::Disconnect);
+fn without_disconnection_members_outside_meet_whom_they_must_not() {
+    missed(Shape { data: false, ..SMALL }, Without::Disconnect);
 }

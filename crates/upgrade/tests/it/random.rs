@@ -59,19 +59,29 @@ fn tell(seed: u64, rounds: usize, story: &[String], what: &str) -> String {
     format!("seed {seed}, {rounds} rounds: {what}\n{}", story[from..].join("\n"))
 }
 
-#[test]
-fn whatever_goes_wrong_no_plan_breaks_a_rule_and_calm_leads_to_an_end() {
-    let (mut plans, mut seed) = (0, 0);
-    while plans < wanted() {
+/// Plays every second seed, so that two of these share the work.
+fn play_from(first: u64) {
+    let (mut plans, mut seed) = (0, first);
+    while plans < wanted() / 2 {
         match play(seed, ROUNDS) {
             Ok(made) => plans += made,
             // The fewest rounds that still fail tell the story best.
             Err(story) => panic!("{}", (0..ROUNDS).find_map(|rounds| play(seed, rounds).err()).unwrap_or(story)),
         }
-        seed += 1;
+        seed += 2;
     }
-    println!("{plans} plans in {seed} worlds");
-    assert!(plans >= wanted());
+    println!("{plans} plans in {} worlds", (seed - first) / 2);
+    assert!(plans >= wanted() / 2);
+}
+
+#[test]
+fn whatever_goes_wrong_no_plan_breaks_a_rule_and_calm_leads_to_an_end() {
+    play_from(0);
+}
+
+#[test]
+fn whatever_goes_wrong_in_other_worlds_holds_likewise() {
+    play_from(1);
 }
 
 /// Stages and how many members each moves.

@@ -2,13 +2,12 @@
 
 use super::Without;
 use crate::world::*;
-use std::collections::BTreeMap;
 use types::{ControlRecord, Ttl, control::Window};
 use upgrade::{
     barrier::Seat,
     migrate::State,
     plan::{Condition, Consent, Direction, Member, Policy, Told, Upgrade, View, Waiver, Walk, Way},
-    windows::{ROLES, settled},
+    windows::{EDGES, ROLES, settled},
 };
 
 /// How large a world is, and how much may go wrong in it.
@@ -130,13 +129,29 @@ impl Cell {
         self.processes.iter().enumerate().filter(|process| sits(&process)).map(of).collect()
     }
 
-    pub(crate) fn members(&self) -> Vec<Member> {
-        self.processes
-            .iter()
-            .enumerate()
-            .filter(|(_, process)| process.life != Life::Gone)
-            .map(|(at, process)| self.member(at, process))
-            .collect()
+    /// Two processes that are up and must not meet, whatever windows say of them.
+    pub(crate) fn meeting(&self) -> Option<String> {
+        let up = |role: &str| -> Vec<u8> {
+            let there = self.processes.iter().filter(|process| process.life == Life::Up && window(process.role) == role);
+            there.map(|process| process.runs).collect()
+        };
+        EDGES.iter().find_map(|(client, server)| {
+            let (clients, servers) = (up(client), up(server));
+            let newer = clients.iter().any(|c| servers.iter().any(|s| c > s));
+            newer.then(|| format!("a newer {client} is beside an older {server}"))
+        })
+    }
+
+    /// Whether a process stands outside its window.
+    fn is_outside(&self, process: &Process) -> bool {
+        let (lo, hi) = self.gates[place(process.role)];
+        !(lo..=hi).contains(&process.runs)
+    }
+
+    pub(crate) fn members(&self, without: Without) -> Vec<Member> {
+        let hidden = |process: &Process| without == Without::Disconnect && process.role != "auth" && self.is_outside(process);
+        let there = self.processes.iter().enumerate().filter(|(_, process)| process.life != Life::Gone && !hidden(process));
+        there.map(|(at, process)| self.member(at, process)).collect()
     }
 
     fn member(&self, at: usize, process: &Process) -> Member {
@@ -164,7 +179,7 @@ impl Cell {
     pub(crate) fn view(&self, without: Without) -> View {
         let mut view = cluster("1.0.0", 0, 0, 0);
         view.control = self.control();
-        (view.members, view.seats) = (self.members(), self.seats(without));
+        (view.members, view.seats) = (self.members(without), self.seats(without));
         view.leaves.extend(self.shape.leaf.then(|| leaf("berlin", &version(self.leaf).to_string())));
         let blind = without == Without::ClusterVersion && self.down;
         view.migrations.extend(self.data.filter(|_| !blind).map(|(state, undo)| upgrade::plan::Migration {
@@ -190,8 +205,11 @@ pub(crate) fn version(offset: u8) -> types::Version {
     types::Version::new(u64::from(offset) + 1, 0, 0)
 }
 
+fn window(role: &str) -> &str {
+    if role == "node" { "agent" } else { role }
+}
+
 /// The window that a process falls under, by its place in [`ROLES`].
 pub(crate) fn place(role: &str) -> usize {
-    let places: BTreeMap<&str, usize> = [("auth", 0), ("proxy", 1), ("node", 2)].into();
-    places[role]
+    ROLES.into_iter().position(|known| known == window(role)).unwrap()
 }

@@ -74,7 +74,7 @@ fn take(cell: &Cell, step: &Step, without: Without) -> Option<Cell> {
 }
 
 fn windows(cell: &Cell, wanted: &Move, without: Without) -> Option<Cell> {
-    let documents: Vec<_> = cell.members().iter().map(upgrade::plan::Member::document).collect();
+    let documents: Vec<_> = cell.members(without).iter().map(upgrade::plan::Member::document).collect();
     let next = change(&cell.control(), wanted, &cell.seats(without), &documents).ok()?;
     let mut gates: Gates = cell.gates;
     for (role, gate) in ROLES.into_iter().zip(&mut gates) {

@@ -89,7 +89,7 @@ impl Chaos {
         for step in &decision.next {
             if self.dice.chance(70) {
                 story.push(format!("{step:?}").chars().take(90).collect::<String>());
-                self.take(step);
+                self.take(step, decision);
             }
         }
         if decision.next.is_empty() && self.dice.chance(30) {
@@ -108,7 +108,7 @@ impl Chaos {
         story.join("; ")
     }
 
-    fn take(&mut self, step: &Step) {
+    fn take(&mut self, step: &Step, decision: &Decision) {
         let now = self.view.now;
         match step {
             Step::Widen { role, major } => self.move_windows(&Move::Widen { role: role.clone(), major: *major }),
@@ -131,7 +131,7 @@ impl Chaos {
                 upgrade.paused = Some(Pause { by: "planner".into(), at: now, reason: reason.clone(), failed: true, revert: *revert });
             }),
             other => {
-                let one = Decision { next: vec![other.clone()], waits: Vec::new(), ..upgrade::plan::decide(&self.view) };
+                let one = Decision { next: vec![other.clone()], waits: Vec::new(), ..decision.clone() };
                 ideal(&mut self.view, &one);
             }
         }
