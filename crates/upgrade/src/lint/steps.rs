@@ -3,7 +3,7 @@
 use super::{Fault, Invariant, fault};
 use crate::{
     barrier::{self, Move},
-    plan::{Condition, Consent, Decision, Direction, Finding, Fleet, Member, Standing, Step, Tier, Upgrade, View, Wave, Way},
+    plan::{Condition, Consent, Decision, Direction, Finding, Fleet, Member, Standing, Step, Tier, Told, Upgrade, View, Wave, Way},
     windows::{AGENT, AUTH, DRAINING, LEAF, PROXY, ROLES},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -239,7 +239,9 @@ pub(super) fn i20(view: &View, decision: &Decision) -> Vec<Fault> {
         let Some(tier) = Tier::ALL.into_iter().find(|tier| tier.window() == role).filter(|_| !settles) else { continue };
         for member in fleet.tier(tier).filter(|member| member.state == Condition::Active && fleet.is_present(member)) {
             let proved = member.path.as_ref().is_some_and(|walk| walk.boot == member.boot && walk.at >= member.started);
-            let told = member.told.as_ref().is_none_or(|told| told.boot != member.boot);
+            // A directive elsewhere that failed has left the run as it was.
+            let stays = |told: &Told| told.failed.is_some() && !upgrade.is_goal(&told.version);
+            let told = member.told.as_ref().is_none_or(|told| told.boot != member.boot || stays(told));
             let untouched = upgrade.direction == Direction::Down && member.started < upgrade.begun;
             let judged = untouched || (proved && told) || excused(view, tier, member);
             if upgrade.is_goal(&member.version) && !judged {
