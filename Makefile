@@ -49,7 +49,7 @@ test: test-deps ## all tests
 .PHONY: soak
 soak: test-deps ## random tests of stores (ROUNDS=1000), a million plans, every crash of a migration, a large backup (BACKUP_MIB=10240), 50 Auth Services (MANY=20), 10 minutes without, kills, restarts (SESSIONS=200)
 	LOCKGATE_STORE_ROUNDS=$(ROUNDS) cargo test --locked --package store --test it -- zombie:: cut_connections cluster::
-	LOCKGATE_PLANS=1000000 LOCKGATE_MODEL=large cargo test --locked --package upgrade --test it -- --nocapture random:: model::
+	LOCKGATE_PLANS=1000000 cargo test --locked --package upgrade --test it -- --nocapture random::
 	LOCKGATE_MIGRATE_CRASHES=all cargo test --locked --package migrate --test it -- crash:: contract::
 	LOCKGATE_BACKUP_MIB=$(BACKUP_MIB) cargo test --locked --package auth --test it -- --nocapture backup::large::
 	cargo build --locked --workspace --bin lockgate
