@@ -288,7 +288,7 @@ impl Condition {
 }
 
 impl Member {
-    /// What a `member` document says; directive, walk, class and updater are for the caller to add.
+    /// What a `member` document says, with its platform as its class; directive, walk and updater are for the caller to add.
     pub fn of(document: &Resource<kind::Member>) -> Self {
         let spec = &document.spec;
         Self {
@@ -300,7 +300,7 @@ impl Member {
             started: spec.started,
             last_seen: spec.last_seen,
             state: Condition::read(&spec.state),
-            class: String::new(),
+            class: [&spec.platform.os, &spec.platform.arch, &spec.platform.libc, &spec.platform.init].map(String::as_str).join("/"),
             serves: BTreeSet::new(),
             by_hand: true,
             told: None,
@@ -321,6 +321,8 @@ impl Member {
             state: self.state.as_str().to_owned(),
             skips_version_check: false,
             labels: Labels::new(),
+            platform: kind::Platform::default(),
+            capabilities: Vec::new(),
             extra: Extra::new(),
         };
         Resource { metadata: Metadata::named(self.id.clone()), spec, extra: Extra::new() }
