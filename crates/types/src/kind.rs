@@ -325,6 +325,7 @@ pub struct Recording {
 pub mod singleton {
     pub const CLUSTER_NAME: &str = "cluster-name";
     pub const AUTH_PREFERENCE: &str = "cluster-auth-preference";
+    pub const UPDATE_DIRECTIVE: &str = "update-directive";
 }
 
 /// Kinds this release knows, in the order `tctl get all` prints them, with whether `tctl create` may write them.
@@ -336,6 +337,7 @@ pub const KINDS: &[(&str, bool)] = &[
     (User::KIND, true),
     (Token::KIND, true),
     (Lock::KIND, true),
+    (crate::update::UpdateDirective::KIND, true),
     (Node::KIND, false),
     (Member::KIND, false),
 ];

@@ -5,6 +5,7 @@
 //! nouns live in `rules`, their bytes on the wire in `wire`.
 
 pub mod control;
+pub mod digest;
 pub mod document;
 pub mod error;
 pub mod event;
@@ -15,9 +16,11 @@ pub mod name;
 pub mod role;
 pub mod secret;
 pub mod time;
+pub mod update;
 pub mod version;
 
 pub use control::ControlRecord;
+pub use digest::Sha256;
 pub use document::{Document, Metadata, Resource};
 pub use error::{Code, Public};
 pub use event::{Event, EventKind};

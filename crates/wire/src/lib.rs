@@ -10,6 +10,7 @@ pub mod audit;
 pub mod capability;
 pub mod content;
 pub mod credentials;
+pub mod directive;
 pub mod edge;
 pub mod frame;
 pub mod handover;

@@ -13,6 +13,7 @@
 //! Metadata files are fetched by name and not described here: a later updater puts its signed lists of releases there.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned, de::Error as _};
+pub use types::Sha256;
 use types::{Code, Extra, Public};
 
 /// The first bytes of every message.
@@ -183,33 +184,6 @@ pub struct Chunk {
     pub extra: Extra,
 }
 
-/// The SHA-256 of a file: 64 lower-case hexadecimal digits as text.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Sha256([u8; 32]);
-
-impl Sha256 {
-    pub const fn new(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-}
-impl std::fmt::Display for Sha256 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-impl std::fmt::Debug for Sha256 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(self, f)
-    }
-}
-impl std::str::FromStr for Sha256 {
-    type Err = BadRescue;
-    fn from_str(text: &str) -> Result<Self, BadRescue> {
-        let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
-        bytes.map(Self).ok_or(BadRescue::Digest)
-    }
-}
-
 /// The name of a file in a mirror: one part of a path, never a way out of a directory.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct FileName(String);
@@ -235,21 +209,16 @@ impl std::str::FromStr for FileName {
     }
 }
 
-macro_rules! as_text {
-    ($($type:ty),+) => {$(
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-                to.collect_str(self)
-            }
-        }
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                String::deserialize(from)?.parse().map_err(D::Error::custom)
-            }
-        }
-    )+};
+impl Serialize for FileName {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
 }
-as_text!(Sha256, FileName);
+impl<'de> Deserialize<'de> for FileName {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
 
 /// Why bytes are not a message, or cannot be made one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -258,8 +227,6 @@ pub enum BadRescue {
     NotRescue,
     #[error("a rescue message cannot be read: {0}")]
     Malformed(String),
-    #[error("a digest is not 64 lower-case hexadecimal digits")]
-    Digest,
     #[error("a file name has other characters than letters, digits and ._+~-, or is longer than 128")]
     Name,
     #[error("a message of {0} bytes is too long")]

@@ -16,6 +16,7 @@ use types::{
     },
     name::ClusterId,
     role::{Conditions, OneOrMany, Options, Role, Rule},
+    update,
 };
 
 /// All that `golden` says, `made` says too, word for word.
@@ -177,6 +178,18 @@ fn every_kind_of_document_is_written_and_read_as_it_was_released() {
         extra: Extra::new(),
     };
     kinds.document("lock1", Lock { target, message: "left".into(), extra: Extra::new() });
+    let target = update::Target {
+        hosts: [host(1)].into(),
+        roles: [SystemRole::Node].into(),
+        wave: Some(update::Wave { salt: "u1".into(), below: 500 }),
+        version: Version::new(1, 1, 0),
+        artifacts: BTreeMap::from([("linux/amd64".into(), types::Sha256::new([1; 32]))]),
+        retry: true,
+        extra: Extra::new(),
+    };
+    let signed = update::SignedDirective { directive: "{}".into(), signature: "AAAA".into() };
+    let directive = update::UpdateDirective { targets: vec![target], expires: Some(day(9)), generation: 7, signed, extra: Extra::new() };
+    kinds.document(singleton::UPDATE_DIRECTIVE, directive);
     let node = Node {
         hostname: NodeName::new("host1").unwrap(),
         addr: "10.0.0.1:3022".into(),

@@ -14,10 +14,12 @@ use types::{
     identity::Restrictions,
     kind::{ClusterInfo, Recording},
     name::ClusterId,
+    update,
 };
 use wire::{
     alpn, audit, capability,
     credentials::{self, HostFile},
+    directive,
     edge::EDGES,
     frame, hello,
     hello::{Answer, Hello, Verdict},
@@ -370,6 +372,36 @@ fn the_audit_log_and_its_chain_are_as_they_were_released() {
         all.push(bytes);
     }
     exactly("audit.txt", &all);
+}
+
+#[test]
+fn a_directive_and_its_signature_are_as_they_were_released() {
+    let key = ssh_key::PrivateKey::from(ssh_key::private::Ed25519Keypair::from_seed(&[7; 32]));
+    let sign =
+        |message: &[u8]| signature::Signer::try_sign(&key, message).map(|made: ssh_key::Signature| made.as_bytes().try_into().unwrap());
+    let target = update::Target {
+        hosts: [host(1)].into(),
+        roles: [SystemRole::Node].into(),
+        wave: Some(update::Wave { salt: "u1".into(), below: 500 }),
+        version: Version::new(1, 1, 0),
+        artifacts: [("linux/amd64".to_owned(), rescue::Sha256::new([1; 32]))].into(),
+        retry: true,
+        extra: Extra::new(),
+    };
+    let directive = update::Directive {
+        format: update::FORMAT,
+        cluster: ClusterName::new("demo").unwrap(),
+        cluster_id: ClusterId::from_uuid(uuid::Uuid::from_u128(9)),
+        generation: 7,
+        issued: Time::from_unix(1_790_000_000),
+        expires: Time::from_unix(1_790_086_400),
+        targets: vec![target],
+        extra: Extra::new(),
+    };
+    let sealed = directive::seal(&directive, sign).unwrap();
+    assert_eq!(directive::open(&sealed, &[key.public_key().clone()]), Ok(directive));
+    let json = serde_json::to_vec(&sealed).unwrap();
+    exactly("directive.txt", &[directive::signed_bytes(&sealed.directive), json, directive::FILE.into()]);
 }
 
 #[test]
