@@ -140,7 +140,12 @@ impl Book {
             Event::Staged(job) => self.moved(State::Staged { job: job.clone() }, &job),
             Event::Tested(job, Verdict::Passed) => self.moved(State::Tested { job: job.clone() }, &job),
             Event::Tested(job, Verdict::Failed(why)) => self.failed(job, why, now),
-            Event::Tested(job, Verdict::Unclear(_)) | Event::Trouble(job) => self.troubled(&job, patience, now),
+            Event::Tested(job, Verdict::Unclear(_)) => self.troubled(&job, patience, now),
+            Event::Trouble(job) => {
+                // What was fetched may be the trouble: it is fetched again.
+                self.state = State::Idle;
+                self.troubled(&job, patience, now);
+            }
             Event::Switched { job, from, boot } => {
                 let state = State::Switched { job: job.clone(), from, boot, at: now, unseen: Duration::ZERO, looked: now, reached: false };
                 self.moved(state, &job);

@@ -1,3 +1,5 @@
+//! The way of one host as tables and stories, and its invariants whatever happens.
+
 use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
