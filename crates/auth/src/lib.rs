@@ -29,6 +29,7 @@ mod recordings;
 mod seat;
 mod serve;
 mod tokens;
+mod updates;
 mod vault;
 mod windows;
 mod world;

@@ -9,7 +9,7 @@ use crate::{
     core::{Call, Core, Fault, malformed},
     hosts,
     metrics::count,
-    quarantine, seat,
+    quarantine, seat, updates,
 };
 use rules::{Verb, documents::decide_write, presence};
 use std::{sync::Arc, time::Duration};
@@ -109,6 +109,7 @@ pub(crate) async fn heartbeat(call: Call, ask: pb::HeartbeatRequest) -> Result<p
     core.register(&host.roles, &call.peer, member.spec.state == "draining")?;
     let lease = presence::lease_end(call.now);
     member.metadata.expires = Some(lease);
+    updates::heard(&call, host, &mut member.spec).await?;
     put(core, &member.to_document()).await?;
     hosts::seen(core, host).await?;
     if !ask.node.is_empty() {

@@ -75,13 +75,15 @@ pub enum Kind {
     Backup,
     /// The control record, and what it governs: admission windows, migrations.
     Control,
+    /// Who runs which release. Signed by the Auth Service as it is written.
+    UpdateDirective,
     /// A kind of another release: data.
     Other(String),
 }
 
 impl Kind {
     /// Every known kind, for the table.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Role,
         Self::User,
         Self::Token,
@@ -95,6 +97,7 @@ impl Kind {
         Self::Event,
         Self::Backup,
         Self::Control,
+        Self::UpdateDirective,
     ];
     pub fn new(kind: &str) -> Self {
         match Self::ALL.into_iter().find(|known| known.as_str() == kind) {
@@ -117,6 +120,7 @@ impl Kind {
             Self::Event => "event",
             Self::Backup => "backup",
             Self::Control => "control",
+            Self::UpdateDirective => "update_directive",
             Self::Other(text) => text,
         }
     }
@@ -127,6 +131,8 @@ impl Kind {
             // Singletons exist from the cluster's birth.
             Self::AuthPreference | Self::Control => !matches!(verb, Verb::Create | Verb::Delete),
             Self::Backup => verb == Verb::Create,
+            // Its generation only grows: one that directs nothing is written, not deleted.
+            Self::UpdateDirective => verb != Verb::Delete,
             // Taking a dead host out of the list is an administrator's work; making one up is not.
             Self::Node | Self::Member => !matches!(verb, Verb::Create | Verb::Update),
             Self::CertAuthority | Self::ClusterInfo | Self::Recording | Self::Event | Self::Other(_) => !verb.writes(),
@@ -236,6 +242,7 @@ fn user_scope(identity: &UserIdentity, roles: &RoleSet, kind: &Kind, verb: Verb)
         | Kind::Recording
         | Kind::Backup
         | Kind::Control
+        | Kind::UpdateDirective
         | Kind::Other(_) => None,
     }
 }
@@ -351,7 +358,9 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
             Kind::Role | Kind::User | Kind::Token | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo | Kind::AuthPreference => {
                 (Reach::All, Reach::None)
             }
-            Kind::Node | Kind::Event | Kind::Recording | Kind::Control | Kind::Other(_) => (Reach::All, Reach::None),
+            Kind::Node | Kind::Event | Kind::Recording | Kind::Control | Kind::UpdateDirective | Kind::Other(_) => {
+                (Reach::All, Reach::None)
+            }
             Kind::Member => (Reach::All, Reach::Own),
             // Every key of the cluster is in it: no service asks another for one.
             Kind::Backup => (Reach::None, Reach::None),
@@ -360,7 +369,8 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
             Kind::Role | Kind::User | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo | Kind::AuthPreference => {
                 (Reach::All, Reach::None)
             }
-            Kind::Node => (Reach::All, Reach::None),
+            // It hands the directive to hosts, at its rescue door.
+            Kind::Node | Kind::UpdateDirective => (Reach::All, Reach::None),
             // It tells its hosts of the other Proxies; of the hosts' own processes it learns nothing here.
             Kind::Member => (Reach::Peers, Reach::Own),
             // It reports refusals at its doors; it never learns what others reported.
@@ -374,7 +384,7 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
             // Hosts do not learn of each other.
             Kind::Node | Kind::Member => (Reach::Own, Reach::Own),
             Kind::Event | Kind::Recording => (Reach::None, Reach::Own),
-            Kind::Token | Kind::Backup | Kind::Control | Kind::Other(_) => (Reach::None, Reach::None),
+            Kind::Token | Kind::Backup | Kind::Control | Kind::UpdateDirective | Kind::Other(_) => (Reach::None, Reach::None),
         },
         // A role of another release grants nothing.
         SystemRole::Other(_) => (Reach::None, Reach::None),
@@ -384,7 +394,7 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
         Verb::Create | Verb::Update => write,
         // What a member reported stays reported.
         Verb::Delete => match kind {
-            Kind::Event | Kind::Recording | Kind::Backup | Kind::Control => Reach::None,
+            Kind::Event | Kind::Recording | Kind::Backup | Kind::Control | Kind::UpdateDirective => Reach::None,
             Kind::Role | Kind::User | Kind::Token | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo => write,
             Kind::AuthPreference | Kind::Node | Kind::Member | Kind::Other(_) => write,
         },

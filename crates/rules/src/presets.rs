@@ -31,6 +31,7 @@ fn editor() -> Option<Resource<Role>> {
         rule(&["cert_authority", "cluster_name"], &["list", "read"]),
         rule(&["backup"], &["create"]),
         rule(&["control"], &["list", "read", "update"]),
+        rule(&["update_directive"], &["list", "read", "create", "update"]),
     ];
     preset(
         "editor",

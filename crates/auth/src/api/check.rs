@@ -15,6 +15,7 @@ use types::{
     kind::{AuthPreference, CertAuthority, ClusterInfo, KINDS, Lock, Member, Node, SecondFactor, Token, User},
     label::check_label,
     role::Role,
+    update::UpdateDirective,
 };
 
 /// Users named in one sentence.
@@ -28,6 +29,9 @@ pub(super) fn new_document(call: &Call, document: &Document) -> Result<(), Fault
     }
     if document.kind == AuthPreference::KIND && document.metadata.name.as_str() != types::kind::singleton::AUTH_PREFERENCE {
         return Err(malformed(format!("there is one {}, named \"{}\"", document.kind, types::kind::singleton::AUTH_PREFERENCE)));
+    }
+    if document.kind == UpdateDirective::KIND && document.metadata.name.as_str() != types::kind::singleton::UPDATE_DIRECTIVE {
+        return Err(malformed(format!("there is one {}, named \"{}\"", document.kind, types::kind::singleton::UPDATE_DIRECTIVE)));
     }
     metadata(call, &document.metadata)?;
     content(call, document)
@@ -43,7 +47,11 @@ pub(super) fn changed_document(call: &Call, document: &Document) -> Result<(), F
 
 /// What no right lets anybody delete.
 pub(super) fn deleted_document(kind: &str) -> Result<(), Fault> {
-    if kind == ClusterInfo::KIND || kind == CertAuthority::KIND || kind == AuthPreference::KIND { Err(by_hand(kind)) } else { Ok(()) }
+    if kind == ClusterInfo::KIND || kind == CertAuthority::KIND || kind == AuthPreference::KIND || kind == UpdateDirective::KIND {
+        Err(by_hand(kind))
+    } else {
+        Ok(())
+    }
 }
 
 /// A role that somebody has is not deleted: it would end his sessions without a word to whoever deletes it.
@@ -72,6 +80,7 @@ fn by_hand(kind: &str) -> Fault {
     let public = Public::new(Code::AccessDenied, format!("{kind} documents are not written by hand"));
     match kind {
         ClusterInfo::KIND => public.hint("a cluster's name never changes").into(),
+        UpdateDirective::KIND => public.hint("take the targets out of it: tctl update target --clear").into(),
         _ => public.into(),
     }
 }
@@ -108,6 +117,7 @@ fn content(call: &Call, document: &Document) -> Result<(), Fault> {
         Token::KIND => readable::<Token>(document).map(|_| ()),
         Lock::KIND => lock(document),
         AuthPreference::KIND => preference(document),
+        UpdateDirective::KIND => readable::<UpdateDirective>(document).map(|_| ()),
         Node::KIND => readable::<Node>(document).map(|_| ()),
         Member::KIND => readable::<Member>(document).map(|_| ()),
         _ => Ok(()),

@@ -10,6 +10,7 @@ use crate::{
     core::{Call, Fault, malformed},
     hosts, invites,
     presence::settle,
+    updates,
 };
 use rules::{
     Verb,
@@ -94,6 +95,7 @@ pub(crate) async fn create(call: Call, ask: pb::WriteRequest) -> Result<pb::Docu
         }
         document = created_by(document, &call.name());
     }
+    document = updates::sealed(&call, document).await?;
     let written = call.core.documents.create(&document).await?;
     settle(&call.core, &written).await;
     record(&call, EventKind::ResourceCreate, &permit.kind, &permit.name).await?;
@@ -107,6 +109,7 @@ pub(crate) async fn update(call: Call, ask: pb::WriteRequest) -> Result<pb::Docu
     if document.kind == AuthPreference::KIND {
         document.metadata.labels.insert(ORIGIN.into(), DYNAMIC.into());
     }
+    document = updates::sealed(&call, document).await?;
     let written = call.core.documents.update(&document).await?;
     settle(&call.core, &written).await;
     record(&call, EventKind::ResourceUpdate, &permit.kind, &permit.name).await?;

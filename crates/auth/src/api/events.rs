@@ -99,6 +99,10 @@ fn only_ours(kind: EventKind) -> bool {
         | EventKind::MigrationTurn
         | EventKind::MigrationRepair
         | EventKind::Finalize
+        | EventKind::UpdateDirective
+        | EventKind::UpdateDone
+        | EventKind::UpdateReverted
+        | EventKind::UpdateRefused
         | EventKind::BackupCreate
         | EventKind::BackupFailed
         | EventKind::BackupRestore => true,

@@ -202,6 +202,12 @@ impl Authorities {
         backup::SeedSigner::new(&seed).map_err(|error| bad(error.to_string()))
     }
 
+    /// The host authority's Ed25519 signature over a message that says by its first bytes what it is.
+    pub(crate) fn sign(&self, message: &[u8]) -> Result<[u8; 64], CaError> {
+        let bad = |why: String| CaError::Load(CaKind::Host.as_str(), why);
+        backup::Signer::sign(&self.backup_signer()?, message).map_err(|error| bad(error.0))
+    }
+
     /// `sha256:<hex>` of each host key, for `--ca-pin`.
     pub(crate) fn pins(&self) -> Vec<String> {
         // A pin is compared with the end of a TLS chain, and only the P-256 key signs those.

@@ -21,5 +21,6 @@ mod rights;
 #[allow(dead_code, unused_imports, reason = "what only the store's own tests need of its servers")]
 mod servers;
 mod several;
+mod updates;
 mod watch;
 mod windows;

@@ -45,6 +45,8 @@ fn the_presets_do_what_their_names_say() {
     check("editor", "member", &[Verb::List, Verb::Read, Verb::Watch, Verb::Delete]);
     check("editor", "event", &[]);
     check("editor", "control", &[Verb::List, Verb::Read, Verb::Watch, Verb::Update]);
+    check("editor", "update_directive", &[Verb::List, Verb::Read, Verb::Watch, Verb::Create, Verb::Update]);
+    check("access", "update_directive", &[]);
     check("auditor", "control", &[]);
     check("access", "control", &[]);
     check("auditor", "event", reading);
