@@ -2,12 +2,15 @@
 //! that release out of the mirror (design 3.2).
 //!
 //! Whoever comes has shown a host certificate that TLS accepted: still trusted, not expired. Locks are asked for at each message.
+//! Advice is for resource services; files of releases, their metadata and the directive in force (`wire::directive`) are for every
+//! member, whose updater comes here too.
 //! Nothing here gives access: there is no way from this door to a host, a user or the Auth Service, whatever is said at it. No
 //! handshake is spoken, so the two ends may be any number of majors apart. Strangers and users get nothing, not even a word.
 //! Visits are bounded in number and time, and each host in how often it asks. What is next is decided in `rules::rescue`; the
 //! messages are `wire::rescue`'s, the files [`mirror`]'s, the other end is `agent::rescue`. The Auth Service is told of each
 //! visit, for the inventory; while it is away, the last windows that it told of count.
 
+mod directive;
 mod guests;
 mod mirror;
 
@@ -47,6 +50,7 @@ pub(crate) struct Rescue {
     guests: Guests,
     /// What hosts may run, as the Auth Service said last.
     known: Mutex<Option<Known>>,
+    directive: directive::Held,
 }
 
 #[derive(Clone)]
@@ -57,7 +61,12 @@ struct Known {
 
 impl Rescue {
     pub(crate) fn new(mirror_dir: Option<PathBuf>) -> Self {
-        Self { mirror: mirror_dir.map(|dir| Arc::new(Mirror::new(dir))), guests: Guests::default(), known: Mutex::new(None) }
+        Self {
+            mirror: mirror_dir.map(|dir| Arc::new(Mirror::new(dir))),
+            guests: Guests::default(),
+            known: Mutex::new(None),
+            directive: directive::Held::default(),
+        }
     }
 }
 
@@ -146,6 +155,10 @@ async fn message(shared: &Shared, stream: &mut IoStream, host: &HostIdentity) ->
     let mirror = shared.rescue.mirror.clone();
     let opened = match asked {
         ToProxy::Status(status) => return advise(shared, stream, host, status).await,
+        ToProxy::Metadata(metadata) if metadata.name.as_str() == wire::directive::FILE => {
+            let opened = directive::open(shared).await;
+            opened.map(|opened| (opened, metadata.offset, metadata.length))
+        }
         ToProxy::Fetch(fetch) => {
             let opened = off_thread(mirror, move |mirror| mirror.artifact(&fetch.sha256)).await;
             opened.map(|opened| (opened, fetch.offset, fetch.length))

@@ -38,20 +38,42 @@ pub(super) struct Mirror {
 /// A file that did not change has the same.
 type Stamp = (u64, u64, i64, i64);
 
-/// A file that may be handed out.
+/// Bytes that may be handed out.
 #[derive(Debug)]
 pub(super) struct Opened {
-    file: File,
+    held: Held,
     pub(super) size: u64,
+}
+
+#[derive(Debug)]
+enum Held {
+    File(File),
+    Memory(bytes::Bytes),
+}
+
+impl From<bytes::Bytes> for Opened {
+    fn from(bytes: bytes::Bytes) -> Self {
+        let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        Self { held: Held::Memory(bytes), size }
+    }
 }
 
 impl Opened {
     /// The bytes from `start` to `end`.
     pub(super) fn read(&self, start: u64, end: u64) -> io::Result<Vec<u8>> {
         let length = usize::try_from(end.saturating_sub(start)).map_err(io::Error::other)?;
-        let mut bytes = vec![0; length];
-        self.file.read_exact_at(&mut bytes, start)?;
-        Ok(bytes)
+        match &self.held {
+            Held::File(file) => {
+                let mut bytes = vec![0; length];
+                file.read_exact_at(&mut bytes, start)?;
+                Ok(bytes)
+            }
+            Held::Memory(all) => {
+                let from = usize::try_from(start).map_err(io::Error::other)?;
+                let part = all.get(from..from.saturating_add(length)).ok_or(io::ErrorKind::UnexpectedEof)?;
+                Ok(part.to_vec())
+            }
+        }
     }
 }
 
@@ -89,7 +111,7 @@ impl Mirror {
                 let text = format!("{name} in the Proxy's mirror is damaged: it is not what {LIST} says");
                 return Err(Public::new(Code::MirrorBroken, text).hint("copy the release into the mirror again"));
             }
-            return Ok(Opened { file, size });
+            return Ok(Opened { held: Held::File(file), size });
         }
         Err(missing())
     }
@@ -97,7 +119,7 @@ impl Mirror {
     /// A metadata file. It is signed, and judged by whoever fetched it.
     pub(super) fn metadata(&self, name: &FileName) -> Result<Opened, Public> {
         let (file, size) = open(&self.dir.join(METADATA).join(name.as_str()), MAX_METADATA).map_err(|_| missing())?;
-        Ok(Opened { file, size })
+        Ok(Opened { held: Held::File(file), size })
     }
 
     fn folder(&self, version: &Version) -> PathBuf {

@@ -31,6 +31,8 @@ struct Inner {
     /// Hosts that came for rescue, and what hosts may run.
     quarantines: Mutex<Vec<pb::ReportQuarantineRequest>>,
     window: Mutex<(u64, u64)>,
+    /// The one document that it has.
+    directive: Mutex<Option<types::Document>>,
 }
 
 impl Default for FakeAuth {
@@ -41,6 +43,7 @@ impl Default for FakeAuth {
             away: Mutex::default(),
             quarantines: Mutex::default(),
             window: Mutex::new((7, 8)),
+            directive: Mutex::default(),
         }))
     }
 }
@@ -54,6 +57,9 @@ impl FakeAuth {
     }
     pub(crate) fn admit(&self, lo: u64, hi: u64) {
         *self.0.window.lock().unwrap() = (lo, hi);
+    }
+    pub(crate) fn directs(&self, directive: types::Document) {
+        *self.0.directive.lock().unwrap() = Some(directive);
     }
     pub(crate) fn quarantines(&self) -> Vec<pb::ReportQuarantineRequest> {
         self.0.quarantines.lock().unwrap().clone()
@@ -128,8 +134,12 @@ impl Auth for FakeAuth {
     async fn ping(&self, _: Request<pb::PingRequest>) -> Result<Response<pb::PingReply>, Status> {
         Err(Status::unimplemented("not by the fake"))
     }
-    async fn get(&self, _: Request<pb::GetRequest>) -> Result<Response<pb::DocumentReply>, Status> {
-        Err(Status::unimplemented("not by the fake"))
+    async fn get(&self, ask: Request<pb::GetRequest>) -> Result<Response<pb::DocumentReply>, Status> {
+        let held = self.0.directive.lock().unwrap().clone();
+        match held.filter(|held| held.kind == ask.get_ref().kind) {
+            Some(held) => Ok(Response::new(pb::DocumentReply { document: held.to_json().into() })),
+            None => Err(to_status(&Public::new(Code::NotFound, "there is none"))),
+        }
     }
     async fn list(&self, _: Request<pb::ListRequest>) -> Result<Response<pb::ListReply>, Status> {
         Err(Status::unimplemented("not by the fake"))

@@ -289,3 +289,37 @@ async fn attack_row_13_a_locked_host_is_told_so_and_gets_nothing_also_in_the_mid
     let mut other = rig.tls(Some(&host(&rig, 2)), alpn::RESCUE).await.unwrap();
     assert_eq!(advice(&mut other, "6.1.0").await.artifacts.len(), 1);
 }
+
+#[tokio::test]
+async fn the_directive_in_force_is_handed_to_members_as_the_cluster_signed_it_also_while_the_auth_service_is_away() {
+    let mirror = tempfile::tempdir().unwrap();
+    let rig = rig(mirror.path()).await;
+    let ask = ToProxy::Metadata(wire::rescue::Metadata {
+        name: wire::directive::FILE.parse().unwrap(),
+        offset: 0,
+        length: MAX_FETCH,
+        extra: Extra::new(),
+    });
+    // A mirror cannot put one in its place.
+    fs::write(mirror.path().join("metadata").join(wire::directive::FILE), b"forged").unwrap();
+    let mut stream = rig.tls(Some(&host(&rig, 1)), alpn::RESCUE).await.unwrap();
+    say(&mut stream, &ask).await;
+    assert!(refused(&mut stream).await.is(Code::NotFound), "the cluster directs nothing");
+    let signed = types::update::SignedDirective { directive: "{\"generation\":7}".into(), signature: "c2lnbmVk".into() };
+    let spec = types::update::UpdateDirective { signed: signed.clone(), ..Default::default() };
+    let name = ResourceName::new(types::kind::singleton::UPDATE_DIRECTIVE).unwrap();
+    rig.auth.directs(Resource::new(Metadata::named(name), spec).to_document());
+    // What was asked a moment ago is not asked again: another Proxy's guest would cost the Auth Service nothing.
+    say(&mut stream, &ask).await;
+    assert!(refused(&mut stream).await.is(Code::NotFound));
+    rig.clock.advance(std::time::Duration::from_secs(21));
+    let mut told = async || {
+        say(&mut stream, &ask).await;
+        let (ToHost::Chunk(chunk), body) = hear(&mut stream).await.expect("a chunk") else { panic!("no chunk") };
+        assert!(chunk.last);
+        serde_json::from_slice::<types::update::SignedDirective>(&body).unwrap()
+    };
+    assert_eq!(told().await, signed);
+    rig.auth.go_away();
+    assert_eq!(told().await, signed);
+}
