@@ -8,6 +8,7 @@ pub(crate) mod metrics;
 pub(crate) mod offline;
 mod ports;
 mod process;
+mod publish;
 mod rescue;
 mod restart;
 mod services;
@@ -15,6 +16,7 @@ mod settings;
 mod signals;
 mod start;
 mod status;
+mod update;
 
 use crate::{
     config::{LogFormat, Severity},
@@ -69,6 +71,16 @@ enum Command {
         after_help = "For a host that the cluster refuses for its version: `tctl inventory ls` shows it as quarantined, its log names this command.\nNothing is installed. The file is checked against the digest that the Proxy names.\n\nExamples:\n  lockgate rescue\n  lockgate rescue --output /var/tmp"
     )]
     Rescue(Box<RescueArgs>),
+    /// This host's updater
+    Update {
+        #[command(subcommand)]
+        what: update::Update,
+    },
+    /// Repositories of releases, for whoever publishes: made, signed, shown
+    Release {
+        #[command(subcommand)]
+        what: publish::Release,
+    },
     /// Installs files that the host needs
     Install {
         #[command(subcommand)]
@@ -288,6 +300,8 @@ pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
         Command::Status { diag_addr, check, format } => status::status(diag_addr, check, format),
         Command::Version { format } => version(format),
         Command::Rescue(args) => rescue::rescue(&args),
+        Command::Update { what } => update::run(&what),
+        Command::Release { what } => publish::run(&what),
         Command::Install { what: Install::Systemd { output, env_file, pid_file, fd_limit, lockgate_path } } => {
             install::systemd(output.as_deref(), &env_file, &pid_file, fd_limit, lockgate_path)
         }

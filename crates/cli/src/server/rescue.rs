@@ -26,7 +26,8 @@ use wire::rescue::{Action, Advice, Artifact, Status, system};
 const DEADLINE: Duration = Duration::from_secs(3600);
 
 pub(crate) fn rescue(args: &RescueArgs) -> Outcome {
-    let (data_dir, proxies) = settings(args).could("read the configuration")?;
+    let (data_dir, proxies) =
+        settings(args.config.as_deref(), args.data_dir.as_deref(), args.proxy_server.as_deref()).could("read the configuration")?;
     let credentials =
         HostCredentials::load(&data_dir.join("host/identity.json")).map_err(|error| error.public()).could("use the host's certificate")?;
     let runtime = crate::connection::runtime().could("start the runtime")?;
@@ -43,18 +44,12 @@ pub(crate) fn rescue(args: &RescueArgs) -> Outcome {
 }
 
 /// Where the certificate is, and whom to ask.
-fn settings(args: &RescueArgs) -> Result<(PathBuf, Vec<String>), Public> {
-    let config = match &args.config {
-        Some(path) => Config::load(path)?,
-        None if Path::new(config::DEFAULT_PATH).exists() => Config::load(Path::new(config::DEFAULT_PATH))?,
-        None => Config::default(),
-    };
-    let general = config.lockgate;
-    let data_dir = args.data_dir.clone().or(general.data_dir).unwrap_or_else(|| config::DEFAULT_DATA_DIR.into());
-    let proxies: Vec<String> = match &args.proxy_server {
+pub(super) fn settings(config: Option<&Path>, data_dir: Option<&Path>, proxy: Option<&str>) -> Result<(PathBuf, Vec<String>), Public> {
+    let (data_dir, configured) = place(config, data_dir)?;
+    let proxies = match proxy {
         Some(named) => named.split(',').map(|addr| addr.trim().to_owned()).collect(),
         None => {
-            let mut named: Vec<String> = general.proxy_server.into_iter().chain(general.proxy_servers).collect();
+            let mut named = configured;
             named.extend(known_proxies::load(&data_dir).into_iter().filter(|known| !named.contains(known)).collect::<Vec<_>>());
             named
         }
@@ -64,6 +59,18 @@ fn settings(args: &RescueArgs) -> Result<(PathBuf, Vec<String>), Public> {
         return Err(public.hint("name one with --proxy-server=<proxy>:3080"));
     }
     Ok((data_dir, proxies))
+}
+
+/// Where this host's state lies, and the Proxies of its configuration.
+pub(super) fn place(config: Option<&Path>, data_dir: Option<&Path>) -> Result<(PathBuf, Vec<String>), Public> {
+    let config = match config {
+        Some(path) => Config::load(path)?,
+        None if Path::new(config::DEFAULT_PATH).exists() => Config::load(Path::new(config::DEFAULT_PATH))?,
+        None => Config::default(),
+    };
+    let general = config.lockgate;
+    let data_dir = data_dir.map(Path::to_owned).or(general.data_dir).unwrap_or_else(|| config::DEFAULT_DATA_DIR.into());
+    Ok((data_dir, general.proxy_server.into_iter().chain(general.proxy_servers).collect()))
 }
 
 struct Rescued {

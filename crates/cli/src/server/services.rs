@@ -34,6 +34,7 @@ use tokio::sync::watch;
 use types::{
     Code, Extra, Metadata, Public, Resource, SystemRole,
     kind::{Member, Node},
+    update::UpdateReport,
 };
 use wire::handover::ToOld;
 
@@ -416,7 +417,12 @@ fn keep_present(
         extra.insert(Member::PROXY_TUNNEL_ADDR.into(), address.clone().into());
     }
     let credentials = credentials.clone();
+    let updated = data_dir.clone();
     let mut describe = move |state: &'static str| {
+        let mut extra = extra.clone();
+        if let Some(report) = super::update::report(&updated) {
+            extra.insert(UpdateReport::KEY.into(), serde_json::to_value(report).unwrap_or_default());
+        }
         // Labels of the join token win: the cluster's administrator gave them, and roles select hosts by labels.
         let mut labels = own_labels.clone();
         labels.extend(credentials.borrow().labels.clone());
@@ -433,7 +439,7 @@ fn keep_present(
             platform: platform.clone(),
             // None of this release.
             capabilities: Vec::new(),
-            extra: extra.clone(),
+            extra,
         };
         let node = ssh.map(|port| {
             let node = Node {

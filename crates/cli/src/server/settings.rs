@@ -311,7 +311,7 @@ fn secret_or_file(text: &str) -> Result<Secret, String> {
 fn host_name() -> Result<NodeName, String> {
     let name = nix::unistd::gethostname().map_err(|error| format!("this host's name cannot be read: {error}"))?;
     let name = name.to_string_lossy();
-    NodeName::new(name.as_ref()).map_err(|error| format!("{error}; give --nodename"))
+    NodeName::new(&*name).map_err(|error| format!("{error}; give --nodename"))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod migrations;
 mod resources;
 mod status;
 mod tokens;
+mod update;
 mod users;
 mod version;
 mod windows;
@@ -134,6 +135,11 @@ enum Command {
     Windows {
         #[command(subcommand)]
         what: windows::Windows,
+    },
+    /// Which release hosts should run, and how far they are (docs/updates.md)
+    Update {
+        #[command(subcommand)]
+        what: update::Update,
     },
     /// Changes of how things are stored, while they are in use
     Migrations {
@@ -389,6 +395,7 @@ pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
             inventory::ls(&global, &inventory::Filter { older_than, newer_than, services }, format)
         }
         Command::Windows { what } => windows::run(&global, &what),
+        Command::Update { what } => update::run(&global, &what),
         Command::Migrations { what } => migrations::run(&global, &what),
         Command::Version { format } => version::version(&global, format),
     }
