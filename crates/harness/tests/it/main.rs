@@ -26,4 +26,5 @@ mod restart;
 mod rogue;
 mod ssh;
 mod talk;
+mod update;
 mod versions;
