@@ -69,7 +69,7 @@ async fn a_directive_is_written_by_those_who_may_and_never_deleted() {
     let (mut editor, ..) = cluster.logged_in("bob", &["editor"], &["app"]).await;
     create(&mut editor, &wanted(json!([target("1.1.0")]))).await.unwrap();
     let refused = delete(&mut admin, "update_directive", "update-directive").await.unwrap_err();
-    assert!(refused.is(Code::AccessDenied) && refused.hint.unwrap().contains("--clear"));
+    assert!(refused.is(Code::AccessDenied), "{refused}");
     // Proxies read it, for hosts; hosts themselves get it there.
     let mut proxy = cluster.proxy().await;
     assert!(get(&mut proxy, "update_directive", "update-directive").await.is_ok());
