@@ -426,7 +426,7 @@ impl Process {
             let recorded = async {
                 loop {
                     let done = match (&api, &auth) {
-                        (Some(api), _) => api.emit_events(std::slice::from_ref(&event)).await,
+                        (Some(api), _) => api.emit_events(std::slice::from_ref(&event)).await.map(drop),
                         (None, Some(auth)) => auth.record(event.clone()).await,
                         (None, None) => return,
                     };

@@ -233,12 +233,9 @@ fn status(error: &Public) -> StatusCode {
         Code::InviteInvalid | Code::NotFound | Code::NodeUnknown => StatusCode::NOT_FOUND,
         Code::PasswordWeak | Code::Malformed | Code::Usage | Code::NodeAmbiguous => StatusCode::BAD_REQUEST,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Code::AlreadyExists
-        | Code::Conflict
-        | Code::UpgradeWaits
-        | Code::UpgradeRefused
-        | Code::UpgradeRunning
-        | Code::UpdateRefused => StatusCode::CONFLICT,
+        Code::AlreadyExists | Code::Conflict | Code::UpgradeWaits | Code::UpgradeRefused | Code::UpgradeRunning | Code::UpdateRefused => {
+            StatusCode::CONFLICT
+        }
         Code::Timeout => StatusCode::GATEWAY_TIMEOUT,
         Code::Unavailable | Code::Unreachable | Code::NodeOffline | Code::StoreFenced | Code::StoreBroken => {
             StatusCode::SERVICE_UNAVAILABLE
