@@ -85,12 +85,12 @@ fn everything_that_prints_a_table_prints_json_and_yaml() {
         (&["get", "roles"], "access"),
         (&["audit", "ls"], "Code"),
         (&["inventory", "ls"], "Version"),
-        (&["version"], "0."),
+        (&["version"], env!("CARGO_PKG_VERSION")),
     ] {
         check(&|| cluster.tctl(words), heading);
     }
     for (words, heading) in
-        [(&["status"][..], "admin-formats"), (&["ls"], "Node Name"), (&["clusters"], "Cluster Name"), (&["version"], "0.")]
+        [(&["status"][..], "admin-formats"), (&["ls"], "Node Name"), (&["clusters"], "Cluster Name"), (&["version"], env!("CARGO_PKG_VERSION"))]
     {
         check(&|| alice.tsh(words), heading);
     }
