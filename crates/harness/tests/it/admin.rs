@@ -89,9 +89,12 @@ fn everything_that_prints_a_table_prints_json_and_yaml() {
     ] {
         check(&|| cluster.tctl(words), heading);
     }
-    for (words, heading) in
-        [(&["status"][..], "admin-formats"), (&["ls"], "Node Name"), (&["clusters"], "Cluster Name"), (&["version"], env!("CARGO_PKG_VERSION"))]
-    {
+    for (words, heading) in [
+        (&["status"][..], "admin-formats"),
+        (&["ls"], "Node Name"),
+        (&["clusters"], "Cluster Name"),
+        (&["version"], env!("CARGO_PKG_VERSION")),
+    ] {
         check(&|| alice.tsh(words), heading);
     }
 }

@@ -134,6 +134,10 @@ async fn a_host_is_brought_to_the_next_major_and_what_does_not_work_or_is_not_ge
     assert_eq!((status, &told["outcome"], &told["version"]), (0, &"done".into(), &ONE_AHEAD.into()), "{told}");
     assert_ne!(host.node.pid(), pid);
     row(&cluster, "web-1", |row| row["version"] == ONE_AHEAD && row["state"] == "done");
+    // It is told with the next heartbeat, within a minute or so.
+    eventually(LONG, "the move is in the audit log", || {
+        cluster.tctl(["audit", "ls", "--format=json"]).go().ok().contains("LU021I").then_some(())
+    });
     cluster.event("update.host", "LU021I", &[("version", ONE_AHEAD)]);
     let listed = Run::new(host.dir.join("current/bin/lockgate")).arg("version").go().ok();
     assert!(listed.contains(ONE_AHEAD), "{listed}");
