@@ -52,7 +52,7 @@ async fn lose(store: &Arc<dyn Store>, watch: &mut Watch) {
         newest = put(store, &format!("lost/{n}")).await;
     }
     let seen = async { while watch.next().await.unwrap().unwrap().revision() < newest {} };
-    tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), seen).await.unwrap();
 }
 
 /// How a watch ends.
@@ -65,5 +65,5 @@ async fn end(mut watch: Watch) -> Option<Result<Event, WatchError>> {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap()
+    tokio::time::timeout(Duration::from_secs(60), ended).await.unwrap()
 }
