@@ -101,6 +101,11 @@ impl PidFile {
             .map_err(|error| Public::new(Code::Config, format!("the pid file {}: {error}", path.display())))?;
         Ok(Self(path))
     }
+
+    /// Leaves the file to the process that leads now, which may be writing it at this moment.
+    pub(super) fn leave(self) {
+        std::mem::forget(self);
+    }
 }
 impl Drop for PidFile {
     fn drop(&mut self) {

@@ -306,7 +306,10 @@ async fn end(process: &mut Process, successor: Option<Successor>) {
     let shutdown = process.shutdown.clone();
     process.ports.close();
     match successor {
-        Some(_) => process.lock = None,
+        Some(_) => {
+            process.lock = None;
+            process.pid_file.take().into_iter().for_each(PidFile::leave);
+        }
         None => tell_systemd(&[sd_notify::NotifyState::Stopping]),
     }
     if let Some(before) = process.before.as_ref().filter(|_| !shutdown.is_stopping()) {
