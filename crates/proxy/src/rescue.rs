@@ -2,7 +2,7 @@
 //! that release out of the mirror (design 3.2).
 //!
 //! Whoever comes has shown a host certificate that TLS accepted: still trusted, not expired. Locks are asked for at each message.
-//! Advice is for resource services; files of releases, their metadata and the directive in force (`wire::directive`) are for every
+//! Advice, files of releases, their metadata and the directive in force (`wire::directive`) are for every
 //! member, whose updater comes here too.
 //! Nothing here gives access: there is no way from this door to a host, a user or the Auth Service, whatever is said at it. No
 //! handshake is spoken, so the two ends may be any number of majors apart. Strangers and users get nothing, not even a word.
