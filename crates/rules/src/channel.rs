@@ -8,7 +8,10 @@
 //! (`-R`) forwarding, subsystems other than `sftp`. Bytes of SSH are russh's; the handlers are in `agent::ssh`,
 //! `proxy::jump` and `client::ssh`.
 
-use crate::permit::{Denied, OpenChannel, OpenSession, Permit, Serve};
+use crate::{
+    permit::{Denied, OpenChannel, OpenSession, Permit, Serve},
+    walk,
+};
 
 macro_rules! named {
     ($(#[$doc:meta])* $type:ident { $($(#[$vdoc:meta])* $variant:ident = $name:literal),+ $(,)? }) => {
@@ -45,12 +48,13 @@ named! {
 }
 
 named! {
-    /// Requests: on a channel, and global ones. `env` and `subsystem` are split by what they name ([`Request::env`],
-    /// [`Request::subsystem`]); the parenthesised names are not on the wire.
+    /// Requests: on a channel, and global ones. `env`, `exec` and `subsystem` are split by what they name ([`Request::env`],
+    /// [`Request::exec`], [`Request::subsystem`]); the parenthesised names are not on the wire.
     Request {
         PtyReq = "pty-req",
         Shell = "shell",
         Exec = "exec",
+        ExecWalk = "exec (the walk)",
         EnvAllowed = "env (allowed name)",
         EnvOther = "env (other name)",
         SubsystemSftp = "subsystem (sftp)",
@@ -80,6 +84,10 @@ impl Request {
     /// `env` with this variable name.
     pub fn env(name: &str) -> Self {
         if env_allowed(name) { Self::EnvAllowed } else { Self::EnvOther }
+    }
+    /// `exec` of this command.
+    pub fn exec(command: &[u8]) -> Self {
+        if command == walk::NAME.as_bytes() { Self::ExecWalk } else { Self::Exec }
     }
     /// `subsystem` with this name.
     pub fn subsystem(name: &str) -> Self {
@@ -111,6 +119,8 @@ pub const MAX_COMMAND: usize = 256 * 1024;
 pub enum Door {
     /// The SSH Service, from the user.
     Agent,
+    /// The SSH Service, from the walker: one command, and nothing beside it.
+    Walk,
     /// The Proxy's SSH jump server (`ssh -J`): it only passes connections on.
     Jump,
     /// The user's client, from the host.
@@ -128,7 +138,12 @@ pub struct Rights {
 impl Rights {
     /// At the SSH Service: nothing without a session permit.
     pub fn agent(session: &Permit<OpenSession>) -> Self {
-        Self { door: Door::Agent, port_forwarding: session.options.port_forwarding, forward_agent: session.options.forward_agent }
+        let door = if walk::is(&session.user) { Door::Walk } else { Door::Agent };
+        Self { door, port_forwarding: session.options.port_forwarding, forward_agent: session.options.forward_agent }
+    }
+    /// Whether they are the walker's.
+    pub fn is_walk(&self) -> bool {
+        self.door == Door::Walk
     }
     /// At the jump server, for a user whose certificate was accepted. The host itself is for `route`.
     pub fn jump(_user: &Permit<crate::permit::Enter>) -> Self {
@@ -166,6 +181,7 @@ const JUMP: &str = "the jump server only passes connections on";
 const WRONG_WAY: &str = "only a host may send it";
 const HOST: &str = "a host may not ask its client for this";
 const LATE: &str = "the session has already started";
+const WALK: &str = "the walker only runs its own command";
 const EARLY: &str = "nothing runs on this channel yet";
 
 /// The table's half about channels.
@@ -176,6 +192,12 @@ pub fn judge_channel(rights: &Rights, channel: Channel) -> Verdict {
             Channel::DirectTcpip if rights.port_forwarding => Allow,
             Channel::DirectTcpip => Deny(ROLE),
             Channel::X11 | Channel::DirectStreamlocal | Channel::Tun => Deny(NOT_OFFERED),
+            Channel::ForwardedTcpip | Channel::ForwardedStreamlocal | Channel::AuthAgent => Deny(WRONG_WAY),
+            Channel::Unknown => Deny(UNKNOWN),
+        },
+        Door::Walk => match channel {
+            Channel::Session => Allow,
+            Channel::DirectTcpip | Channel::X11 | Channel::DirectStreamlocal | Channel::Tun => Deny(WALK),
             Channel::ForwardedTcpip | Channel::ForwardedStreamlocal | Channel::AuthAgent => Deny(WRONG_WAY),
             Channel::Unknown => Deny(UNKNOWN),
         },
@@ -199,9 +221,19 @@ pub fn judge_channel(rights: &Rights, channel: Channel) -> Verdict {
 pub fn judge_request(rights: &Rights, request: Request, phase: Phase) -> Verdict {
     match rights.door {
         Door::Agent => at_agent(rights, request, phase),
+        Door::Walk => match request {
+            Request::ExecWalk => at_agent(rights, request, phase),
+            Request::Keepalive | Request::ChannelKeepalive | Request::NoMoreSessions | Request::Eow => AllowQuietly,
+            Request::PtyReq | Request::Shell | Request::Exec | Request::EnvAllowed | Request::EnvOther => Deny(WALK),
+            Request::SubsystemSftp | Request::SubsystemOther | Request::WindowChange | Request::Signal | Request::Break => Deny(WALK),
+            Request::X11Req | Request::AuthAgentReq | Request::TcpipForward | Request::CancelTcpipForward => Deny(WALK),
+            Request::StreamlocalForward | Request::CancelStreamlocalForward | Request::HostkeysProve => Deny(WALK),
+            Request::XonXoff | Request::ExitStatus | Request::ExitSignal | Request::Hostkeys => Deny(WRONG_WAY),
+            Request::Unknown => Deny(UNKNOWN),
+        },
         Door::Jump => match request {
             Request::Keepalive | Request::ChannelKeepalive | Request::NoMoreSessions | Request::Eow => AllowQuietly,
-            Request::PtyReq | Request::Shell | Request::Exec | Request::EnvAllowed | Request::EnvOther => Deny(JUMP),
+            Request::PtyReq | Request::Shell | Request::Exec | Request::ExecWalk | Request::EnvAllowed | Request::EnvOther => Deny(JUMP),
             Request::SubsystemSftp | Request::SubsystemOther | Request::WindowChange | Request::Signal | Request::Break => Deny(JUMP),
             Request::XonXoff | Request::X11Req | Request::AuthAgentReq | Request::TcpipForward | Request::CancelTcpipForward => Deny(JUMP),
             Request::StreamlocalForward | Request::CancelStreamlocalForward => Deny(JUMP),
@@ -212,7 +244,7 @@ pub fn judge_request(rights: &Rights, request: Request, phase: Phase) -> Verdict
         Door::Client => match request {
             Request::ExitStatus | Request::ExitSignal => Allow,
             Request::Keepalive | Request::ChannelKeepalive | Request::Eow | Request::Hostkeys | Request::XonXoff => AllowQuietly,
-            Request::PtyReq | Request::Shell | Request::Exec | Request::EnvAllowed | Request::EnvOther => Deny(HOST),
+            Request::PtyReq | Request::Shell | Request::Exec | Request::ExecWalk | Request::EnvAllowed | Request::EnvOther => Deny(HOST),
             Request::SubsystemSftp | Request::SubsystemOther | Request::WindowChange | Request::Signal | Request::Break => Deny(HOST),
             Request::X11Req | Request::AuthAgentReq | Request::TcpipForward | Request::CancelTcpipForward => Deny(HOST),
             Request::StreamlocalForward | Request::CancelStreamlocalForward | Request::NoMoreSessions | Request::HostkeysProve => {
@@ -233,7 +265,7 @@ fn at_agent(rights: &Rights, request: Request, phase: Phase) -> Verdict {
         Phase::Started => Allow,
     };
     match request {
-        Request::PtyReq | Request::Shell | Request::Exec | Request::EnvAllowed | Request::SubsystemSftp => when_fresh,
+        Request::PtyReq | Request::Shell | Request::Exec | Request::ExecWalk | Request::EnvAllowed | Request::SubsystemSftp => when_fresh,
         Request::EnvOther => Deny("the variable is not on the list"),
         Request::AuthAgentReq if rights.forward_agent => when_fresh,
         Request::AuthAgentReq => Deny(ROLE),
@@ -275,6 +307,7 @@ fn columns() -> Vec<(&'static str, Rights)> {
         ("agent, port_forwarding", at(Door::Agent, true, false)),
         ("agent, forward_agent", at(Door::Agent, false, true)),
         ("agent, port_forwarding, forward_agent", at(Door::Agent, true, true)),
+        ("agent, the walker", at(Door::Walk, false, false)),
         ("jump", at(Door::Jump, false, false)),
         ("client", at(Door::Client, false, false)),
         ("client, forward_agent", at(Door::Client, false, true)),

@@ -9,6 +9,7 @@
 use crate::{
     access::RoleSet,
     permit::{Denied, Permit, Read, Write},
+    walk,
 };
 use types::{
     Document, HostIdentity, ResourceName, SystemRole, UserIdentity, UserName,
@@ -264,6 +265,10 @@ pub fn decide_write(caller: Caller<'_>, kind: &str, verb: Verb, name: &ResourceN
             },
         };
     if allowed {
+        // One that an older release wrote may go.
+        if matches!(known, Kind::User | Kind::Role) && verb != Verb::Delete {
+            walk::check_name(kind, name.as_str())?;
+        }
         Ok(Permit::grant(Write { kind: kind.to_owned(), name: name.clone(), verb }))
     } else {
         Err(denied(caller, verb, kind, Some(name)))
@@ -341,7 +346,8 @@ pub enum Reach {
     All,
 }
 
-fn has_role(document: &Document, role: &SystemRole) -> bool {
+/// Whether a member has a role, as its document says.
+pub fn has_role(document: &Document, role: &SystemRole) -> bool {
     let roles = document.spec.get("roles").and_then(|roles| roles.as_array());
     roles.is_some_and(|roles| roles.iter().any(|one| one.as_str() == Some(role.as_str())))
 }

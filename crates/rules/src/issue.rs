@@ -8,6 +8,7 @@ use crate::{
     access::{CurrentUser, RoleSet},
     lock,
     permit::{Denied, Issue, LoggedIn, Permit},
+    walk,
 };
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 use types::{
@@ -63,6 +64,7 @@ pub fn sign(caller: &Identity, request: &LoginRequest<'_>) -> Result<Permit<Issu
 }
 
 fn fresh(user: &types::UserName, request: &LoginRequest<'_>, second_factor: bool) -> Result<Permit<Issue>, Denied> {
+    walk::check_name("a certificate for", user.as_str())?;
     let roles = request.roles;
     let ttl = login_ttl(request.ttl, roles.max_ttl(), request.default_ttl);
     if roles.is_empty() || ttl.0.is_zero() {
@@ -122,6 +124,7 @@ pub fn reissue(
         return Err(Denied::Restricted("it is for another address".into()));
     }
     let current: BTreeSet<ResourceName> = match user {
+        _ if walk::is(&identity.user) => identity.roles.clone(),
         CurrentUser::Unknown => identity.roles.clone(),
         CurrentUser::Deleted => BTreeSet::new(),
         CurrentUser::Known(user) => identity.roles.intersection(&user.spec.roles).cloned().collect(),

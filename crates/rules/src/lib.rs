@@ -23,6 +23,7 @@ pub mod rescue;
 pub mod route;
 pub mod selector;
 pub mod token;
+pub mod walk;
 
 pub use access::{CurrentUser, RoleSet};
 pub use documents::{Caller, Verb};
