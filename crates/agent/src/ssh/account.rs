@@ -26,6 +26,8 @@ pub(crate) enum AccountError {
     NotRoot { own: String, asked: Login },
     #[error("the account \"{0}\" cannot be looked up: {1}")]
     Lookup(Login, String),
+    #[error("the account that the SSH Service of this host runs as has no name")]
+    Nobody,
     #[error("this host takes no logins now: {0}")]
     NoLogin(String),
 }
@@ -36,6 +38,17 @@ impl Account {
         let login = login.clone();
         let failed = AccountError::Lookup(login.clone(), "the lookup was abandoned".into());
         tokio::task::spawn_blocking(move || Self::find_blocking(&login)).await.unwrap_or(Err(failed))
+    }
+
+    /// For the cluster's walker, who is nobody here: as root, `nobody`; else whom this service runs as.
+    pub(crate) async fn of_walker() -> Result<Self, AccountError> {
+        let (own, nobody) = (nix::unistd::geteuid(), Login::new("nobody").map_err(|_| AccountError::Nobody)?);
+        if own.is_root() {
+            return Self::find(&nobody).await;
+        }
+        let found = tokio::task::spawn_blocking(move || nix::unistd::User::from_uid(own)).await;
+        let name = found.ok().and_then(Result::ok).flatten().and_then(|user| Login::new(user.name).ok());
+        Self::find(&name.ok_or(AccountError::Nobody)?).await
     }
 
     fn find_blocking(login: &Login) -> Result<Self, AccountError> {

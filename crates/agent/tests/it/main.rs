@@ -18,4 +18,5 @@ mod raw;
 mod reached;
 mod rescue;
 mod sessions;
+mod walk;
 mod world;

@@ -252,7 +252,9 @@ impl Handler for Door {
         if command.len() > MAX_COMMAND || command.contains(&0) {
             return session.channel_failure(channel);
         }
-        self.start(channel, Request::Exec, Program::Command(command.to_vec()), session).await
+        let walks = self.granted().is_some_and(|granted| granted.rights.is_walk());
+        let program = if walks { Program::Walk } else { Program::Command(command.to_vec()) };
+        self.start(channel, Request::exec(command), program, session).await
     }
 
     async fn subsystem_request(&mut self, channel: ChannelId, name: &str, session: &mut Session) -> Result<(), Error> {

@@ -91,8 +91,8 @@ pub(super) async fn record_end(
         let success = end.status == Some(0);
         let kind = match program {
             Program::Sftp => EventKind::Subsystem,
-            Program::Command(_) | Program::Shell if success => EventKind::Exec,
-            Program::Command(_) | Program::Shell => EventKind::ExecFailed,
+            Program::Command(_) | Program::Shell | Program::Walk if success => EventKind::Exec,
+            Program::Command(_) | Program::Shell | Program::Walk => EventKind::ExecFailed,
         };
         let mut event =
             about(connection, granted, kind).with("sid", recording.session.to_string()).with("command", recording.command.as_str());

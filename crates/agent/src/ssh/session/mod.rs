@@ -40,6 +40,8 @@ pub(crate) enum Program {
     Shell,
     Command(Vec<u8>),
     Sftp,
+    /// The walker's, whatever it asked for (`rules::walk`).
+    Walk,
 }
 
 /// An order to a session that runs.
@@ -128,7 +130,9 @@ pub(crate) async fn run(start: Start) {
 }
 
 fn about(connection: &Connection, granted: &Granted, kind: EventKind) -> types::Event {
-    connection.event(kind).with("user", granted.entered.identity.user.as_str()).with("login", granted.entered.login.as_str())
+    let user = &granted.entered.identity.user;
+    let event = connection.event(kind).with("user", user.as_str()).with("login", granted.entered.login.as_str());
+    if rules::walk::is(user) { event.with("walk", true) } else { event }
 }
 
 /// Three lines: what, why, what next.

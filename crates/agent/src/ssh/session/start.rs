@@ -16,6 +16,7 @@ use crate::{
         spawn::{self, Launch, Streams},
     },
 };
+use rules::walk;
 use rustix::process::Pid;
 use std::{
     collections::BTreeMap,
@@ -85,13 +86,17 @@ pub(super) struct Wants<'a> {
 
 pub(super) async fn prepare(connection: &Connection, granted: &Granted, wants: &Wants<'_>) -> Result<Running, StartError> {
     let shared = &connection.shared;
-    let account = Account::find(&granted.entered.login).await?;
+    let account = match wants.program {
+        Program::Walk => Account::of_walker().await?,
+        Program::Shell | Program::Command(_) | Program::Sftp => Account::find(&granted.entered.login).await?,
+    };
     let session = SessionId::from_uuid(uuid::Uuid::now_v7());
     let host = shared.host();
     let command = match wants.program {
         Program::Shell => String::new(),
         Program::Command(command) => String::from_utf8_lossy(command).chars().take(8192).collect(),
         Program::Sftp => "sftp".to_owned(),
+        Program::Walk => walk::NAME.to_owned(),
     };
     let recording = Recording {
         session,
@@ -108,7 +113,7 @@ pub(super) async fn prepare(connection: &Connection, granted: &Granted, wants: &
     };
     // Files moved by sftp are not a recording's matter; that it was started is an event.
     let (recorder, began) = match wants.program {
-        Program::Shell | Program::Command(_) => {
+        Program::Shell | Program::Command(_) | Program::Walk => {
             let (width, height, term) = wants.pty.map_or((0, 0, String::new()), |pty| (pty.columns, pty.rows, pty.term.clone()));
             let header = Header { recording: recording.clone(), width, height, term, extra: types::Extra::new() };
             let (recorder, began) = Recorder::start(&shared.tasks, &shared.spool, header).await?;
@@ -140,7 +145,7 @@ pub(super) async fn prepare(connection: &Connection, granted: &Granted, wants: &
     Ok(Running { child, group, ends, recorder, agent, recording, began })
 }
 
-/// The account's shell, as a login shell or for one command.
+/// The account's shell, as a login shell or for one command. The walker's account has none that takes commands.
 fn launch(program: &Program, account: &Account, env: Vec<(OsString, OsString)>) -> Result<Launch, StartError> {
     let name = account.shell.file_name().map_or_else(|| "sh".into(), OsString::from);
     let (arg0, args) = match program {
@@ -154,6 +159,9 @@ fn launch(program: &Program, account: &Account, env: Vec<(OsString, OsString)>) 
             let server = SFTP_SERVERS.iter().find(|path| Path::new(path).exists()).ok_or(StartError::NoSftp)?;
             // Through the shell, so that accounts whose shell refuses logins get no files either.
             (name, vec!["-c".into(), (*server).into()])
+        }
+        Program::Walk => {
+            return Ok(Launch { program: "/bin/sh".into(), arg0: "sh".into(), args: vec!["-c".into(), walk::SCRIPT.into()], env });
         }
     };
     Ok(Launch { program: account.shell.clone(), arg0, args, env })
@@ -191,7 +199,8 @@ pub(super) async fn started(connection: &Connection, granted: &Granted, program:
         .with("sid", running.recording.session.to_string())
         .with("kind", running.recording.kind.as_str())
         .with("interactive", matches!(program, Program::Shell))
-        .with("recorded", running.recorder.is_some());
+        // The walker's recording is made and thrown away (`spool`).
+        .with("recorded", running.recorder.is_some() && !matches!(program, Program::Walk));
     if let Some(pty) = pty {
         event = event.with("terminal_size", format!("{}:{}", pty.columns, pty.rows));
     }
