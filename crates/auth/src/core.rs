@@ -73,6 +73,7 @@ pub(crate) struct Core {
     pub(crate) static_tokens: Vec<(BTreeSet<SystemRole>, Secret)>,
     pub(crate) notices: Notices,
     pub(crate) health: Board,
+    pub(crate) walker: Option<Arc<dyn crate::walk::Walker>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) group: Group,
     pub(crate) shutdown: Shutdown,

@@ -31,12 +31,14 @@ mod serve;
 mod tokens;
 mod updates;
 mod vault;
+mod walk;
 mod windows;
 mod world;
 
 pub use audit::{Settings as AuditSettings, Shared as SharedAudit};
 pub use metrics::Metrics;
 pub use password::PasswordCost;
+pub use walk::{Pass, Place, Step, Walker};
 pub use world::{AuthError, Config, Storage, World};
 
 use crate::core::Core;
@@ -147,6 +149,7 @@ pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
         static_tokens: config.static_tokens,
         notices: presence::Notices::default(),
         health: world.health.clone(),
+        walker: world.walker,
         metrics,
         group,
         shutdown: Shutdown::new(),

@@ -209,7 +209,7 @@ async fn issue(call: &Call, proof: &Permit<LoggedIn>, keys: &Keys, ttl: u64) -> 
         now: call.now,
     };
     let permit = rules::issue::login(proof, &request)?;
-    Ok(user_credentials(call, permit, &roles.options(), keys).await?)
+    Ok(user_credentials(&call.core, call.event(EventKind::CertCreate), permit, &roles.options(), keys).await?)
 }
 
 pub(crate) fn asked_ttl(seconds: u64) -> Option<Ttl> {

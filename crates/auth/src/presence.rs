@@ -282,6 +282,7 @@ fn own_member(core: &Core, own: &Own, state: &str) -> Resource<Member> {
         (member.spec.boot_id, member.spec.started) = (own.boot_id.clone(), own.started);
         member.spec.hostname = own.identity.name.to_string();
         member.spec.platform = own.platform.clone();
+        member.spec.capabilities = wire::capability::OURS.iter().map(|&one| one.to_owned()).collect();
     }
     member.spec.roles.extend(own.identity.roles.iter().cloned());
     member.spec.version = core.version.clone();

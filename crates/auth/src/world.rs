@@ -7,6 +7,7 @@ use crate::{
     password::HashError,
     password::PasswordCost,
     vault::VaultError,
+    walk::Walker,
 };
 use net::{clock::SharedClock, health::Board, listen::Limits};
 use std::{collections::BTreeSet, io, net::SocketAddr, path::PathBuf, sync::Arc};
@@ -97,6 +98,8 @@ pub struct World {
     pub health: Board,
     /// Already bound; else `listen_addr` is.
     pub listener: Option<TcpListener>,
+    /// Who walks a user's path; without him nobody does.
+    pub walker: Option<Arc<dyn Walker>>,
 }
 
 /// The store's clock is ours.

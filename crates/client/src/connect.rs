@@ -104,6 +104,12 @@ impl Dialer {
         })
     }
 
+    /// The same, if it is that Proxy and no other of the cluster that answers.
+    #[must_use]
+    pub fn only_by(self, proxy: &HostId) -> Self {
+        Self { server_name: sni::host_name(proxy).into(), ..self }
+    }
+
     /// A stream to the host's SSH Service, and which host it is.
     pub async fn dial(&self, target: &Target, cluster: Option<&ClusterName>) -> Result<Node, ConnectError> {
         let (config, policy) = (self.config.clone(), HelloPolicy::default());

@@ -51,6 +51,8 @@ events! {
     VersionSkipped = "version.check_skipped", "LV002W": "a process runs with --skip-version-check",
     Restart = "member.restart", "LM001I": "a new process took over from the one before it, whose sessions run on",
     RestartFailed = "member.restart", "LM001E": "a new process was not fit to take over; the one before it serves on",
+    MemberWalk = "member.walk", "LM002I": "somebody had a user's path walked through a member, and it led to its end",
+    MemberWalkFailed = "member.walk", "LM002E": "a user's path through a member did not lead to its end",
     AuthStart = "auth.start", "LA001I": "an Auth Service began to serve",
     AuditTrim = "audit.trim", "LA002I": "old events were removed from the audit log by its retention",
     AuditExport = "audit.export", "LA003I": "the audit log was exported",

@@ -41,6 +41,7 @@ pub const EDGES: &[Edge] = &[
     edge("GetWindows", "tctl", "auth", ServerFirst),
     edge("MoveWindow", "tctl", "auth", ServerFirst),
     edge("EvictMember", "tctl", "auth", ServerFirst),
+    edge("WalkMember", "tctl", "auth", ServerFirst),
     edge("ListMigrations", "tctl", "auth", ServerFirst),
     edge("ListBadRows", "tctl", "auth", ServerFirst),
     edge("RepairRow", "tctl", "auth", ServerFirst),

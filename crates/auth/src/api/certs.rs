@@ -21,7 +21,7 @@ use rules::{
     permit::{Issue, SessionOptions},
 };
 use std::{net::IpAddr, time::Duration};
-use types::{Code, EventKind, HostIdentity, Identity, Labels, SystemRole, UserName};
+use types::{Code, Event, EventKind, HostIdentity, Identity, Labels, SystemRole, UserName};
 use wire::api as pb;
 
 /// What a member asks to be certified.
@@ -66,24 +66,20 @@ pub(crate) async fn host_credentials(
     Ok((reply, issued.serial))
 }
 
-/// Signs what the permit says, records it, and puts the answer together.
+/// Signs what the permit says, records it with an event that says who asked, and puts the answer together.
 pub(crate) async fn user_credentials(
-    call: &Call,
+    core: &Core,
+    event: Event,
     permit: Permit<Issue>,
     options: &SessionOptions,
     keys: &Keys,
 ) -> Result<pb::UserCredentials, Fault> {
-    let core = &call.core;
     let identity = permit.identity.clone();
-    let issued = core.authorities.issue_user(permit, options, keys, call.now)?;
+    let issued = core.authorities.issue_user(permit, options, keys, core.now())?;
     count(&core.metrics.certificates);
     let roles: Vec<&str> = identity.roles.iter().map(AsRef::as_ref).collect();
     let logins: Vec<&str> = identity.logins.iter().map(AsRef::as_ref).collect();
-    let event = call
-        .event(EventKind::CertCreate)
-        .with("cert_type", "user")
-        .with("user", identity.user.as_str())
-        .with("serial", issued.serial.as_str());
+    let event = event.with("cert_type", "user").with("user", identity.user.as_str()).with("serial", issued.serial.as_str());
     let event = event.with("roles", roles).with("logins", logins).with("expires", issued.expires.to_string());
     core.audit.record(event).await?;
     Ok(reply(core, issued, identity.user.as_str()))
@@ -145,7 +141,7 @@ pub(crate) async fn reissue(call: Call, ask: pb::ReissueRequest) -> Result<pb::U
                 return Err(denied.into());
             }
         };
-    user_credentials(&call, permit, &roles.options(), &keys).await
+    user_credentials(&call.core, call.event(EventKind::CertCreate), permit, &roles.options(), &keys).await
 }
 
 /// `tctl auth sign`: the administrator, for a user or for the names of a host.
@@ -183,5 +179,5 @@ pub(crate) async fn sign(call: Call, ask: pb::SignRequest) -> Result<pb::UserCre
         now: call.now,
     };
     let permit = rules::issue::sign(&Identity::Host(admin.clone()), &request)?;
-    user_credentials(&call, permit, &roles.options(), &keys).await
+    user_credentials(core, call.event(EventKind::CertCreate), permit, &roles.options(), &keys).await
 }

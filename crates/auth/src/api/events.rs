@@ -95,6 +95,8 @@ fn only_ours(kind: EventKind) -> bool {
         | EventKind::WindowMove
         | EventKind::WindowRefused
         | EventKind::MemberEvict
+        | EventKind::MemberWalk
+        | EventKind::MemberWalkFailed
         | EventKind::MigrationMove
         | EventKind::MigrationTurn
         | EventKind::MigrationRepair

@@ -169,6 +169,9 @@ impl auth_server::Auth for Service {
     async fn evict_member(&self, request: Request<pb::EvictMemberRequest>) -> Answer<pb::WindowsReply> {
         self.answer("EvictMember", request, DEADLINE, upgrade::evict_member).await
     }
+    async fn walk_member(&self, request: Request<pb::WalkMemberRequest>) -> Answer<pb::WalkMemberReply> {
+        self.answer("WalkMember", request, DEADLINE, upgrade::walk_member).await
+    }
     async fn list_migrations(&self, request: Request<pb::Empty>) -> Answer<pb::ListMigrationsReply> {
         self.answer("ListMigrations", request, DEADLINE, upgrade::list_migrations).await
     }

@@ -7,7 +7,7 @@
 use crate::{
     core::{Call, Fault, malformed},
     migrations::{self, GOAL},
-    seat,
+    seat, walk,
     windows::{self, Asked},
 };
 use migrate::{Outcome, Proposal, RepairError, Runner, Status, StepError, TurnError};
@@ -18,8 +18,8 @@ use rules::{
     permit::Write,
 };
 use sha2::{Digest as _, Sha256};
-use std::time::Duration;
-use types::{Code, ControlRecord, Event, EventKind, HostId, Public, ResourceName};
+use std::time::{Duration, Instant};
+use types::{Code, ControlRecord, Event, EventKind, HostId, Public, ResourceName, kind::Member};
 use upgrade::{barrier::Move, evict::Consent, migrate::Fix};
 use wire::api as pb;
 
@@ -113,6 +113,22 @@ pub(crate) async fn evict_member(call: Call, ask: pb::EvictMemberRequest) -> Res
     let event = event(&call, &permit, EventKind::MemberEvict).with("name", host.to_string()).with("reason", consent.reason.as_str());
     call.core.audit.record(insisting(event, ask.during_upgrade)).await?;
     reply(&call, &record).await
+}
+
+/// A user's path through a member, now. It makes sessions on hosts, so it takes the right to change.
+pub(crate) async fn walk_member(call: Call, ask: pb::WalkMemberRequest) -> Result<pb::WalkMemberReply, Fault> {
+    let permit = may_change(&call)?;
+    let host: HostId = ask.host_id.parse()?;
+    let found = call.core.mirror.typed::<Member>(&(&host).into());
+    let member = found.ok_or_else(|| Public::new(Code::NotFound, format!("no member {host}")).hint("see: tctl inventory ls"))?;
+    let began = Instant::now();
+    let error = walk::walk(&call.core, &member).await.err().unwrap_or_default();
+    let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let kind = if error.is_empty() { EventKind::MemberWalk } else { EventKind::MemberWalkFailed };
+    let about = event(&call, &permit, kind).with("name", host.to_string()).with("hostname", member.spec.hostname.as_str());
+    let about = if error.is_empty() { about } else { about.with("error", error.as_str()) };
+    call.core.audit.record(about.with("success", error.is_empty())).await?;
+    Ok(pb::WalkMemberReply { error, millis })
 }
 
 pub(crate) async fn list_migrations(call: Call, _ask: pb::Empty) -> Result<pb::ListMigrationsReply, Fault> {

@@ -93,7 +93,7 @@ pub async fn drill(base: &Path, file: File, terms: Terms, clock: SharedClock, pr
     config.storage = Storage::Sqlite { path };
     config.listen_addr = ([127, 0, 0, 1], 0).into();
     config.production = false;
-    let world = World { clock: clock.clone(), version: terms.version.clone(), health: Board::default(), listener: None };
+    let world = World { clock: clock.clone(), version: terms.version.clone(), health: Board::default(), listener: None, walker: None };
     // Boxed: what it holds is large, and this future is held by others.
     let auth = Arc::new(Box::pin(crate::build(config, world)).await.map_err(|error| error.public())?);
     let (tasks, shutdown) = (Group::new("drill"), Shutdown::new());

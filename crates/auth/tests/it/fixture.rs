@@ -82,7 +82,7 @@ pub(crate) fn sqlite(dir: &Path) -> Storage {
 }
 
 pub(crate) fn world(clock: &ManualClock, version: &str) -> World {
-    World { clock: clock.shared(), version: version.parse().unwrap(), health: Default::default(), listener: None }
+    World { clock: clock.shared(), version: version.parse().unwrap(), health: Default::default(), listener: None, walker: None }
 }
 
 impl Cluster {

@@ -17,6 +17,7 @@ mod signals;
 mod start;
 mod status;
 mod update;
+mod walk;
 
 use crate::{
     config::{LogFormat, Severity},

@@ -9,6 +9,7 @@ use super::{
     process::{host_part, loopback, make_private},
     settings::{JoinBy, Settings},
     start::{AuthRun, MemberPart, Process, component, shown},
+    walk::Walker,
 };
 use client::{
     api::{Access, Api, Settings as ApiSettings, Via},
@@ -175,6 +176,7 @@ pub(super) async fn start_auth(process: &mut Process) -> Result<Arc<auth::Auth>,
         version: process.version.clone(),
         health: process.board.clone(),
         listener: Some(listener),
+        walker: Some(Arc::new(Walker { version: process.version.clone(), clock: process.clock.clone() })),
     };
     let auth = Arc::new(auth::build(config, world).await.map_err(|error| error.public())?);
     process.metrics.store(metrics::Sources { auth: Some(auth.metrics()), ..(*process.metrics.load()).clone() });
@@ -437,8 +439,7 @@ fn keep_present(
             skips_version_check: skips,
             labels: labels.clone(),
             platform: platform.clone(),
-            // None of this release.
-            capabilities: Vec::new(),
+            capabilities: wire::capability::OURS.iter().map(|&one| one.to_owned()).collect(),
             extra,
         };
         let node = ssh.map(|port| {

@@ -2,7 +2,7 @@
 
 use super::{Global, connect};
 use crate::{
-    exit::{Could as _, Failure, Outcome},
+    exit::{Could as _, Failure, Outcome, Status},
     output::{Format, Style, Table, show, show_value, write_out},
 };
 use serde_json::json;
@@ -12,6 +12,7 @@ use types::{
     kind::{Member, Node},
 };
 use upgrade::inventory::{Alert, Inventory, Row, summarise};
+use wire::api::{WalkMemberReply, WalkMemberRequest};
 
 /// Which members `ls` shows.
 pub(crate) struct Filter {
@@ -68,6 +69,34 @@ pub(crate) fn status(global: &Global, format: Format) -> Outcome {
     }
     show(format, &table, "No members.", &()).could("print the counts")?;
     say(&alerts)
+}
+
+/// `tctl inventory walk`
+pub(crate) fn walk(global: &Global, member: &str, format: Format) -> Outcome {
+    let connection = connect::open(global)?;
+    let could = || format!("walk through {member}");
+    let members = connection.run(connection.api().list::<Member>(&Labels::new())).could(could())?.items;
+    let found = called(&members, member).could(could())?;
+    let request = WalkMemberRequest { host_id: found.name().to_string() };
+    let WalkMemberReply { error, millis } = connection.run(connection.api().walk_member(request)).could(could())?;
+    let passed = error.is_empty();
+    let mut table = Table::new(&["Hostname", "Version", "Walk", "Took"]);
+    let (hostname, version) = (found.spec.hostname.clone(), found.spec.version.to_string());
+    table.row([hostname.clone(), version.clone(), if passed { "passed".into() } else { error.clone() }, format!("{millis} ms")]);
+    let value =
+        json!({"hostname": hostname, "host_id": found.name(), "version": version, "passed": passed, "error": error, "took_ms": millis});
+    show(format, &table, "", &value).could("print the walk")?;
+    Ok(if passed { ExitCode::SUCCESS } else { Status::Paused.into() })
+}
+
+/// The one member with that name or id.
+pub(super) fn called<'m>(members: &'m [Resource<Member>], asked: &str) -> Result<&'m Resource<Member>, Public> {
+    let meant: Vec<_> = members.iter().filter(|known| known.name().as_str() == asked || known.spec.hostname == asked).collect();
+    match meant.as_slice() {
+        [one] => Ok(*one),
+        [] => Err(Public::new(Code::NotFound, format!("no member is called \"{asked}\"")).hint("see: tctl inventory ls")),
+        [..] => Err(crate::exit::usage(format!("{} members are called \"{asked}\": give the id", meant.len()))),
+    }
 }
 
 /// Members and control record, read together.

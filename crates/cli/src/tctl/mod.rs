@@ -351,6 +351,17 @@ enum Inventory {
         #[arg(short, long, value_enum, default_value_t)]
         format: Format,
     },
+    /// Walks a user's path through a member, and says what does not work
+    #[command(
+        after_help = "As a user of the cluster's own with a certificate of minutes: an Auth Service is asked for hosts and for a certificate, a Proxy leads to a host, a host runs a command. The audit log has these sessions under lockgate-walk; they are not kept as recordings.\n\nExamples:\n  tctl inventory walk web-17\n\nExit status: 0 the path led to its end, 5 it did not."
+    )]
+    Walk {
+        /// Its name, or its id as `tctl inventory ls` shows it
+        member: String,
+        /// How to print
+        #[arg(short, long, value_enum, default_value_t)]
+        format: Format,
+    },
 }
 
 /// The definitions, for completions, man pages and the reference.
@@ -394,6 +405,7 @@ pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
         Command::Inventory { what: Inventory::Ls { older_than, newer_than, services, format } } => {
             inventory::ls(&global, &inventory::Filter { older_than, newer_than, services }, format)
         }
+        Command::Inventory { what: Inventory::Walk { member, format } } => inventory::walk(&global, &member, format),
         Command::Windows { what } => windows::run(&global, &what),
         Command::Update { what } => update::run(&global, &what),
         Command::Migrations { what } => migrations::run(&global, &what),

@@ -4,9 +4,9 @@
 //! it waits for has not passed yet, 4 refused, with the step that comes first as the hint. While an upgrade is under way every step is
 //! refused, since the upgrade moves the windows itself; `--force-during-upgrade` insists, and the audit log says so.
 
-use super::{Global, connect};
+use super::{Global, connect, inventory};
 use crate::{
-    exit::{Could as _, Failure, Outcome, usage},
+    exit::{Could as _, Failure, Outcome},
     output::{Format, Style, Table, show, show_value, write_out},
 };
 use clap::Subcommand;
@@ -238,15 +238,7 @@ fn evict(global: &Global, member: &str, (reason, during_upgrade): (&str, bool), 
     let connection = connect::open(global)?;
     let could = || format!("evict {member}");
     let members = connection.run(connection.api().list::<Member>(&Labels::new())).could(could())?.items;
-    let meant: Vec<_> = members.iter().filter(|known| known.name().as_str() == member || known.spec.hostname == member).collect();
-    let found = match meant.as_slice() {
-        [one] => *one,
-        [] => {
-            let none = Public::new(Code::NotFound, format!("no member is called \"{member}\", so nothing waits for it"));
-            return Err(Failure::new(could(), none.hint("see: tctl inventory ls")));
-        }
-        [..] => return Err(Failure::new(could(), usage(format!("{} members are called \"{member}\": give the id", meant.len())))),
-    };
+    let found = inventory::called(&members, member).could(could())?;
     let request = EvictMemberRequest { host_id: found.name().to_string(), reason: reason.to_owned(), during_upgrade };
     match connection.run(connection.api().evict_member(request)) {
         Err(public) => Err(Failure::new(could(), public)),

@@ -411,6 +411,8 @@ verbs! {
     get_windows(Empty) -> WindowsReply, READ_DEADLINE;
     move_window(MoveWindowRequest) -> WindowsReply, WRITE_DEADLINE;
     evict_member(EvictMemberRequest) -> WindowsReply, WRITE_DEADLINE;
+    /// Whether users can connect at a member.
+    walk_member(WalkMemberRequest) -> WalkMemberReply, WRITE_DEADLINE;
     list_migrations(Empty) -> ListMigrationsReply, READ_DEADLINE;
     list_bad_rows(ListBadRowsRequest) -> ListBadRowsReply, READ_DEADLINE;
     repair_row(RepairRowRequest) -> Empty, WRITE_DEADLINE;

@@ -433,6 +433,9 @@ impl Auth for Served {
     async fn evict_member(&self, _: Request<pb::EvictMemberRequest>) -> Result<Response<pb::WindowsReply>, Status> {
         unserved()
     }
+    async fn walk_member(&self, _: Request<pb::WalkMemberRequest>) -> Result<Response<pb::WalkMemberReply>, Status> {
+        unserved()
+    }
     async fn list_migrations(&self, _: Request<pb::Empty>) -> Result<Response<pb::ListMigrationsReply>, Status> {
         unserved()
     }

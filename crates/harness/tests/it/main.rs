@@ -28,3 +28,4 @@ mod ssh;
 mod talk;
 mod update;
 mod versions;
+mod walk;

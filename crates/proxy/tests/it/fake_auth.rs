@@ -162,6 +162,9 @@ impl Auth for FakeAuth {
     async fn evict_member(&self, _: Request<pb::EvictMemberRequest>) -> Result<Response<pb::WindowsReply>, Status> {
         Err(Status::unimplemented("not by the fake"))
     }
+    async fn walk_member(&self, _: Request<pb::WalkMemberRequest>) -> Result<Response<pb::WalkMemberReply>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
     async fn list_migrations(&self, _: Request<pb::Empty>) -> Result<Response<pb::ListMigrationsReply>, Status> {
         Err(Status::unimplemented("not by the fake"))
     }

@@ -607,6 +607,19 @@ pub struct EvictMemberRequest {
     #[prost(bool, tag = "3")]
     pub during_upgrade: bool,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WalkMemberRequest {
+    #[prost(string, tag = "1")]
+    pub host_id: ::prost::alloc::string::String,
+}
+/// `error` says in one line where it ended and why; empty when it led to its end. `millis` is how long it took.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WalkMemberReply {
+    #[prost(string, tag = "1")]
+    pub error: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub millis: u64,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListMigrationsReply {
     #[prost(message, repeated, tag = "1")]
@@ -1004,6 +1017,18 @@ pub mod auth_client {
             req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "EvictMember"));
             self.inner.unary(req, path, codec).await
         }
+        /// A user's path through a member: whether users can connect there.
+        pub async fn walk_member(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WalkMemberRequest>,
+        ) -> std::result::Result<tonic::Response<super::WalkMemberReply>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/WalkMember");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "WalkMember"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Changes of how things are stored, while they are in use: docs/migrations.md.
         pub async fn list_migrations(
             &mut self,
@@ -1280,6 +1305,11 @@ pub mod auth_server {
             &self,
             request: tonic::Request<super::EvictMemberRequest>,
         ) -> std::result::Result<tonic::Response<super::WindowsReply>, tonic::Status>;
+        /// A user's path through a member: whether users can connect there.
+        async fn walk_member(
+            &self,
+            request: tonic::Request<super::WalkMemberRequest>,
+        ) -> std::result::Result<tonic::Response<super::WalkMemberReply>, tonic::Status>;
         /// Changes of how things are stored, while they are in use: docs/migrations.md.
         async fn list_migrations(
             &self,
@@ -1981,6 +2011,34 @@ pub mod auth_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = EvictMemberSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockgate.v1.Auth/WalkMember" => {
+                    #[allow(non_camel_case_types)]
+                    struct WalkMemberSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::UnaryService<super::WalkMemberRequest> for WalkMemberSvc<T> {
+                        type Response = super::WalkMemberReply;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::WalkMemberRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::walk_member(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WalkMemberSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)

@@ -36,7 +36,13 @@ impl One {
                 NodeName::new(format!("auth{number}")).unwrap(),
             )
         };
-        let world = World { clock: SystemClock::shared(), version: "1.2.3".parse().unwrap(), health: Default::default(), listener: None };
+        let world = World {
+            clock: SystemClock::shared(),
+            version: "1.2.3".parse().unwrap(),
+            health: Default::default(),
+            listener: None,
+            walker: None,
+        };
         let auth = Arc::new(auth::build(config, world).await.unwrap());
         let (shutdown, tasks) = (Shutdown::new(), Group::new("auth"));
         let (running, stop) = (auth.clone(), shutdown.clone());
