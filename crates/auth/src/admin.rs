@@ -1,6 +1,7 @@
 //! The local administrator: an identity file that whoever may read the data directory of the Auth Service may use.
 //!
-//! `tctl` on the same host finds it at `<data_dir>/admin/identity.json`. The certificate lives a day and is made anew every
+//! `tctl` on the same host finds it at `<data_dir>/admin/identity.json`. Beside it, in `<data_dir>/auth/host.json`, lies what this host's updater
+//! shows to Proxies: a member like any other, and no administrator. The certificate lives a day and is made anew every
 //! eight hours while the service runs, so that a copied file is soon worth nothing.
 
 use crate::{
@@ -22,14 +23,19 @@ use wire::credentials::{FORMAT, HostFile};
 
 pub(crate) const RENEW_EVERY: Duration = Duration::from_secs(8 * 3600);
 
-/// Writes a fresh identity.
+/// Writes fresh identities: the administrator's, and the one by which this host's updater asks Proxies what to run.
 pub(crate) fn write(core: &Core, data_dir: &Path, local_addr: SocketAddr) -> Result<(), AuthError> {
+    identity(core, SystemRole::Admin, &data_dir.join("admin").join("identity.json"), local_addr)?;
+    identity(core, SystemRole::Auth, &data_dir.join("auth").join("host.json"), local_addr)
+}
+
+fn identity(core: &Core, role: SystemRole, path: &Path, local_addr: SocketAddr) -> Result<(), AuthError> {
     let key = KeyPair::generate(KeyAlgorithm::Ed25519)?;
     let identity = HostIdentity {
         cluster: core.cluster.clone(),
         id: core.host_id,
         name: core.node_name.clone(),
-        roles: [SystemRole::Admin].into(),
+        roles: [role].into(),
         extra: Extra::new(),
     };
     let keys = Keys::read("", &key.public_der()).map_err(|error| AuthError::Authorities(error.to_string()))?;
@@ -47,7 +53,7 @@ pub(crate) fn write(core: &Core, data_dir: &Path, local_addr: SocketAddr) -> Res
         auth_addr: Some(reachable(local_addr).to_string()),
         extra: Extra::new(),
     };
-    write_private(&data_dir.join("admin").join("identity.json"), file.to_json().expose().as_bytes())?;
+    write_private(path, file.to_json().expose().as_bytes())?;
     Ok(())
 }
 

@@ -72,6 +72,8 @@ pub(crate) struct Core {
     pub(crate) repeats: Repeats,
     pub(crate) static_tokens: Vec<(BTreeSet<SystemRole>, Secret)>,
     pub(crate) notices: Notices,
+    /// The releases that this cluster may move to.
+    pub(crate) releases: Option<Arc<dyn crate::world::Releases>>,
     pub(crate) health: Board,
     pub(crate) walker: Option<Arc<dyn crate::walk::Walker>>,
     pub(crate) metrics: Arc<Metrics>,

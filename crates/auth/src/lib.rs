@@ -14,6 +14,7 @@ pub mod backup;
 mod birth;
 mod ca;
 mod core;
+mod executor;
 mod hosts;
 mod instance;
 mod invites;
@@ -39,7 +40,7 @@ pub use audit::{Settings as AuditSettings, Shared as SharedAudit};
 pub use metrics::Metrics;
 pub use password::PasswordCost;
 pub use walk::{Pass, Place, Step, Walker};
-pub use world::{AuthError, Config, Storage, World};
+pub use world::{AuthError, Config, Known, Rehearsed, Releases, Storage, World};
 
 use crate::core::Core;
 use net::{
@@ -71,6 +72,7 @@ pub struct Auth {
     base: Group,
     serving: serve::Serving,
     listener: Mutex<Option<TcpListener>>,
+    updater: Option<Arc<dyn Fn() -> Option<types::update::UpdateReport> + Send + Sync>>,
     local_addr: SocketAddr,
     /// By which others know this one.
     address: String,
@@ -148,6 +150,7 @@ pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
         repeats: limits::Repeats::new(Duration::from_secs(600)),
         static_tokens: config.static_tokens,
         notices: presence::Notices::default(),
+        releases: world.releases,
         health: world.health.clone(),
         walker: world.walker,
         metrics,
@@ -164,7 +167,8 @@ pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
     admin::write(&core, &config.data_dir, local_addr)?;
     let address = instance::address(config.public_addr.as_deref(), &config.node_name, local_addr);
     let (listener, health, data_dir, schedule) = (Mutex::new(Some(listener)), world.health, config.data_dir, config.backup);
-    Ok(Auth { core, base, serving, listener, local_addr, address, health, data_dir, schedule })
+    let updater = world.updater;
+    Ok(Auth { core, base, serving, listener, updater, local_addr, address, health, data_dir, schedule })
 }
 
 impl Auth {
@@ -211,7 +215,7 @@ impl Auth {
     /// Moves the admission windows, behind the barrier: see [`upgrade::barrier`]. Waits for so long, at most two minutes. For whoever
     /// carries an upgrade out in this process; people come by the API, which records who it was.
     pub async fn move_windows(&self, wanted: &upgrade::barrier::Move, patience: Duration) -> Result<types::ControlRecord, Public> {
-        let asked = windows::Asked { wanted: wanted.clone(), insists: true, patience };
+        let asked = windows::Asked { wanted: wanted.clone(), insists: true, patience, under: None };
         match windows::move_windows(&self.core, &asked).await {
             Ok(record) => Ok(record),
             Err(fault) => Err(self.core.fault("this process", None, "move_windows", fault).await),
@@ -277,6 +281,7 @@ impl Auth {
             boot_id: holder.boot_id.clone(),
             started: core.now(),
             platform: net::platform::here(),
+            updater: self.updater.clone(),
         };
         core.group.spawn("audit retention", core.audit.clone().keep_short(core.shutdown.clone()));
         core.group.spawn("seat", seat::keep(core.clone(), holder));
@@ -284,6 +289,8 @@ impl Auth {
             core.group.spawn("migrations", migrations::carry(core.clone()));
             core.group.spawn("how far migrations are", migrations::follow::run(core.clone()));
         }
+        let workshop = executor::proof::Workshop::new(self.data_dir.clone(), self.schedule.clone());
+        core.group.spawn("upgrade", executor::run(core.clone(), workshop));
         core.group.spawn("presence", presence::keep_self(core.clone(), own));
         core.group.spawn("where recordings lie", recordings::peers::keep(core.clone(), self.address.clone()));
         self.health.set("auth", Health::Ready);

@@ -19,6 +19,7 @@ use types::{
     document::Spec,
     kind::{Member, Node, Platform},
     label::check_label,
+    update::UpdateReport,
 };
 use wire::api as pb;
 
@@ -222,6 +223,8 @@ pub(crate) struct Own {
     pub(crate) boot_id: String,
     pub(crate) started: Time,
     pub(crate) platform: Platform,
+    /// What this host's updater did last.
+    pub(crate) updater: Option<Arc<dyn Fn() -> Option<UpdateReport> + Send + Sync>>,
 }
 
 /// Where an Auth Service is reached, in its `member` document.
@@ -289,6 +292,9 @@ fn own_member(core: &Core, own: &Own, state: &str) -> Resource<Member> {
     member.spec.last_seen = core.now();
     member.spec.extra.insert(ADDRESS.into(), own.address.clone().into());
     member.spec.extra.insert(Member::CONTENT.into(), wire::content::digest().into());
+    if let Some(report) = own.updater.as_ref().and_then(|updater| updater()) {
+        member.spec.extra.insert(UpdateReport::KEY.into(), serde_json::to_value(report).unwrap_or_default());
+    }
     member.spec.extra.insert("window_gen".into(), core.seat.acknowledged().into());
     state.clone_into(&mut member.spec.state);
     member.metadata.expires = Some(presence::lease_end(core.now()));

@@ -101,9 +101,14 @@ async fn note(core: &Core, refused: &Refused<'_>, now: Time) -> Result<(), Fault
     if roles.contains(&SystemRole::Auth) {
         return Ok(());
     }
+    let stored_serves = stored.as_ref().is_some_and(|member| serves(core, member, now));
+    let same_version = stored.as_ref().is_some_and(|member| refused.version.as_ref() == Some(&member.spec.version));
     // What this Auth Service refused itself does not serve; of a Proxy's guest that is to be seen.
-    let told = refused.identity.is_none() && !refused.other_build;
-    if told && stored.as_ref().is_some_and(|member| serves(core, member, refused, now)) {
+    if refused.identity.is_none() && !refused.other_build && same_version && stored_serves {
+        return Ok(());
+    }
+    // Another process took its place, and it drains beside that with the sessions that it has (rule G13): the host is well.
+    if stored_serves && !same_version {
         return Ok(());
     }
     let fresh = member(core, refused, &name, roles, stored.as_ref(), now);
@@ -120,11 +125,11 @@ async fn note(core: &Core, refused: &Refused<'_>, now: Time) -> Result<(), Fault
     presence::put(core, &fresh.to_document()).await
 }
 
-/// It reports as a member, as the version that was refused elsewhere: one of several Proxies is behind or ahead.
-fn serves(core: &Core, member: &Resource<Member>, refused: &Refused<'_>, now: Time) -> bool {
+/// It reports as a member whose version is admitted.
+fn serves(core: &Core, member: &Resource<Member>, now: Time) -> bool {
     let spec = &member.spec;
     let online = rules_presence::presence(spec.last_seen, now) == rules_presence::Presence::Online;
-    if spec.state == Member::QUARANTINED || !online || refused.version.as_ref() != Some(&spec.version) {
+    if spec.state == Member::QUARANTINED || spec.state == "draining" || !online {
         return false;
     }
     let control = core.mirror.control();

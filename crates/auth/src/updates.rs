@@ -6,10 +6,10 @@
 //! win. An executor writes the same document: it seals it with [`sealed`] and commits it with the revision it read. What a host may
 //! install besides needs the vendor's word, which only the host checks.
 
-use crate::core::{Call, Fault, malformed};
+use crate::core::{Call, Core, Fault, malformed};
 use std::time::Duration;
 use types::{
-    Document, EventKind, HostIdentity, Resource, ResourceName, Time,
+    Document, Event, EventKind, HostIdentity, Resource, ResourceName, Time,
     document::Spec,
     kind::Member,
     update::{Directive, FORMAT, UpdateDirective, UpdateReport},
@@ -28,8 +28,14 @@ pub(crate) async fn sealed(call: &Call, document: Document) -> Result<Document, 
     if document.kind != UpdateDirective::KIND {
         return Ok(document);
     }
-    let core = &call.core;
-    let mut resource = Resource::<UpdateDirective>::from_document(document)?;
+    let resource = Resource::<UpdateDirective>::from_document(document)?;
+    let event = call.event(EventKind::UpdateDirective);
+    Ok(seal(&call.core, resource, event).await?.to_document())
+}
+
+/// Gives it the next generation and signs it; the event that is given is completed and recorded.
+pub(crate) async fn seal(core: &Core, mut resource: Resource<UpdateDirective>, event: Event) -> Result<Resource<UpdateDirective>, Fault> {
+    let now = core.now();
     let before = core.documents.get(UpdateDirective::KIND, resource.name()).await?;
     let before = before.and_then(|document| Resource::<UpdateDirective>::from_document(document).ok());
     let last = before.map_or(0, |before| before.spec.generation);
@@ -37,16 +43,16 @@ pub(crate) async fn sealed(call: &Call, document: Document) -> Result<Document, 
     if spec.targets.len() > MAX_TARGETS {
         return Err(malformed(format!("more than {MAX_TARGETS} targets")));
     }
-    let expires = spec.expires.unwrap_or_else(|| call.now.plus(LIFE));
-    if expires <= call.now || expires > call.now.plus(LONGEST) {
+    let expires = spec.expires.unwrap_or_else(|| now.plus(LIFE));
+    if expires <= now || expires > now.plus(LONGEST) {
         return Err(malformed(format!("spec.expires: {expires} is not within the next 400 days")));
     }
     let directive = Directive {
         format: FORMAT,
         cluster: core.cluster.clone(),
         cluster_id: core.cluster_id,
-        generation: last.saturating_add(1).max(call.now.unix_u64()),
-        issued: call.now.whole_seconds(),
+        generation: last.saturating_add(1).max(now.unix_u64()),
+        issued: now.whole_seconds(),
         expires,
         targets: spec.targets.clone(),
         extra: types::Extra::new(),
@@ -55,9 +61,9 @@ pub(crate) async fn sealed(call: &Call, document: Document) -> Result<Document, 
     spec.signed = wire::directive::seal(&directive, sign).map_err(|error| Fault::Internal(error.to_string()))?;
     (spec.expires, spec.generation) = (Some(expires), directive.generation);
     let versions: Vec<String> = directive.targets.iter().map(|target| target.version.to_string()).collect();
-    let event = call.event(EventKind::UpdateDirective).with("generation", directive.generation).with("versions", versions);
+    let event = event.with("generation", directive.generation).with("versions", versions);
     core.audit.record(event.with("expires", expires.to_string())).await?;
-    Ok(resource.to_document())
+    Ok(resource)
 }
 
 /// Writes to the audit log what a host tells for the first time: it moved, went back, or refused.

@@ -60,7 +60,7 @@ pub(crate) struct Invite {
 }
 
 /// What there is under `internal/`. A backup carries all of it; the tests compare this list with the sources and with a backup.
-pub const FAMILIES: &[&str] = &["account", "attempts", "audit", "auth", "backup", "ca", "host", "invite", "name", "recordings"];
+pub const FAMILIES: &[&str] = &["account", "attempts", "audit", "auth", "backup", "ca", "host", "invite", "name", "recordings", "upgrade"];
 
 /// Access to the internal keys.
 #[derive(Clone)]

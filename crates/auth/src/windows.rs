@@ -41,6 +41,18 @@ pub(crate) struct Asked {
     pub(crate) insists: bool,
     /// How long to wait for the barrier, at most twice a seat's lease.
     pub(crate) patience: Duration,
+    /// The upgrade on whose behalf it is made must still be what it was: nobody paused it or turned round meanwhile.
+    pub(crate) under: Option<serde_json::Value>,
+}
+
+/// An upgrade that is not the one on whose behalf something was to be done.
+pub(crate) fn still_under(record: &ControlRecord, under: Option<&serde_json::Value>) -> Result<(), Fault> {
+    match under {
+        Some(under) if record.upgrade.as_ref() != Some(under) => {
+            Err(Public::new(Code::UpgradeWaits, "somebody said something else about the upgrade meanwhile").into())
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Makes the move, once it is legal.
@@ -49,6 +61,7 @@ pub(crate) async fn move_windows(core: &Core, asked: &Asked) -> Result<ControlRe
     loop {
         let stored = read(core).await?;
         by_hand(&stored.record, asked.insists)?;
+        still_under(&stored.record, asked.under.as_ref())?;
         if let Move::Widen { role, major } = wanted
             && role == AUTH
         {
@@ -79,7 +92,7 @@ fn shown(refused: &Refused) -> Public {
     Public::new(code, refused.to_string()).hint(refused.cure())
 }
 
-fn contended() -> Fault {
+pub(crate) fn contended() -> Fault {
     Public::new(Code::UpgradeWaits, "the control record was changed by others each time").hint("try again").into()
 }
 
@@ -165,13 +178,13 @@ pub(crate) async fn finalize(core: &Core) -> Result<ControlRecord, Fault> {
     Err(contended())
 }
 
-async fn read(core: &Core) -> Result<Stored, Fault> {
+pub(crate) async fn read(core: &Core) -> Result<Stored, Fault> {
     let stored = control::read(core.store.as_ref()).await.map_err(internal)?;
     stored.ok_or_else(|| Fault::Internal("the control record is gone".into()))
 }
 
 /// Writes the record in place of the one that was judged; `None` when somebody was quicker. An answer that never came is found out.
-async fn write(core: &Core, was: &Stored, mut next: ControlRecord) -> Result<Option<ControlRecord>, Fault> {
+pub(crate) async fn write(core: &Core, was: &Stored, mut next: ControlRecord) -> Result<Option<ControlRecord>, Fault> {
     (next.written_by, next.written_at) = (Some(core.version.to_string()), Some(core.now()));
     match control::update(core.store.as_ref(), was, &next, core.documents.writer()).await {
         Ok(done) => Ok(Some(done.record)),

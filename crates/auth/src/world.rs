@@ -100,6 +100,39 @@ pub struct World {
     pub listener: Option<TcpListener>,
     /// Who walks a user's path; without him nobody does.
     pub walker: Option<Arc<dyn Walker>>,
+    /// The releases that this cluster may move to; none where no mirror is known.
+    pub releases: Option<Arc<dyn Releases>>,
+    /// What this host's updater did last; none where there is no updater.
+    pub updater: Option<Arc<dyn Fn() -> Option<types::update::UpdateReport> + Send + Sync>>,
+}
+
+/// What is known of releases, and how one is tried. The way to them is for the process around the service.
+#[tonic::async_trait]
+pub trait Releases: Send + Sync {
+    /// What the vendor vouches for, and whether its files are in the mirror. The error is one line.
+    async fn known(&self) -> Result<Vec<Known>, String>;
+
+    /// Runs that release's migrations there and back in a store that is nobody's: a SQLite file. The error is one line.
+    async fn rehearse(&self, version: &Version, store: &std::path::Path) -> Result<Rehearsed, String>;
+}
+
+/// A release, with the digest of its archive for each system, as directives name them.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Known {
+    pub release: upgrade::plan::Release,
+    pub artifacts: std::collections::BTreeMap<String, types::Sha256>,
+}
+
+/// What a release said of its own migrations: `lockgate rehearse` prints it. Read by other releases: it only grows.
+#[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Rehearsed {
+    /// Why it did not come there and back; empty when it did.
+    pub failed: String,
+    /// Rows that the next format cannot hold, by key.
+    pub bad_rows: Vec<String>,
+    pub rows: u64,
+    pub seconds: u64,
 }
 
 /// The store's clock is ours.

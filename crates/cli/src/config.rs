@@ -131,10 +131,22 @@ pub(crate) struct AuthService {
     pub(crate) audit: Audit,
     /// Backups made by themselves. Default: none.
     pub(crate) backup: Option<Backup>,
+    /// Releases that this cluster may be upgraded to: docs/upgrading.md. Default: none.
+    pub(crate) releases: Option<Releases>,
     /// Where recordings are kept. Default: `auth/recordings` in the data directory. Several Auth Services of one cluster name one directory that they share.
     pub(crate) recordings_dir: Option<PathBuf>,
     /// Allows pre-releases on this cluster; judged at its birth only (rule G2). Default: no.
     pub(crate) allow_prerelease: Option<bool>,
+}
+
+/// Where the Auth Service learns of releases.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Releases {
+    /// The mirror that the Proxies serve too: `metadata/`, and one directory per version.
+    pub(crate) mirror_dir: PathBuf,
+    /// The vendor's root file: which keys sign releases.
+    pub(crate) root_file: PathBuf,
 }
 
 /// How people log in.
@@ -242,6 +254,7 @@ impl Config {
             .chain(self.auth_service.audit.paths_mut())
             .chain(general.pid_file.iter_mut())
             .chain(self.proxy_service.mirror_dir.iter_mut())
+            .chain(self.auth_service.releases.iter_mut().flat_map(|releases| [&mut releases.mirror_dir, &mut releases.root_file]))
         {
             if path.is_relative() {
                 *path = directory.join(&*path);

@@ -8,10 +8,12 @@
 
 mod mirror;
 mod places;
+mod rehearse;
 mod runner;
 mod status;
 
 pub use mirror::Mirror;
 pub use places::{Kept, ReadJournalError, journal_key, progress_key, read_journal, read_progress};
+pub use rehearse::{RehearseError, Rehearsed, rehearse};
 pub use runner::{Limits, Outcome, Proposal, RepairError, Runner, StepError, TurnError};
 pub use status::{Status, status};

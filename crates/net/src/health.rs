@@ -31,6 +31,10 @@ impl Board {
     pub fn set(&self, component: &'static str, health: Health) {
         self.0.send_if_modified(|rows| rows.insert(component, health.clone()) != Some(health));
     }
+    /// Takes a component off the board: it is no part of this process any more.
+    pub fn remove(&self, component: &str) {
+        self.0.send_if_modified(|all| all.remove(component).is_some());
+    }
     /// Every component, by name.
     pub fn snapshot(&self) -> Vec<(&'static str, Health)> {
         self.0.borrow().iter().map(|(name, health)| (*name, health.clone())).collect()

@@ -78,13 +78,15 @@ pub enum Kind {
     Control,
     /// Who runs which release. Signed by the Auth Service as it is written.
     UpdateDirective,
+    /// How carefully the cluster is upgraded.
+    UpgradePolicy,
     /// A kind of another release: data.
     Other(String),
 }
 
 impl Kind {
     /// Every known kind, for the table.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Role,
         Self::User,
         Self::Token,
@@ -99,6 +101,7 @@ impl Kind {
         Self::Backup,
         Self::Control,
         Self::UpdateDirective,
+        Self::UpgradePolicy,
     ];
     pub fn new(kind: &str) -> Self {
         match Self::ALL.into_iter().find(|known| known.as_str() == kind) {
@@ -122,13 +125,14 @@ impl Kind {
             Self::Backup => "backup",
             Self::Control => "control",
             Self::UpdateDirective => "update_directive",
+            Self::UpgradePolicy => "upgrade_policy",
             Self::Other(text) => text,
         }
     }
     /// What a user's rules can ever reach with this verb; the rest belongs to the services.
     fn open_to_users(&self, verb: Verb) -> bool {
         match self {
-            Self::Role | Self::User | Self::Token | Self::Lock => true,
+            Self::Role | Self::User | Self::Token | Self::Lock | Self::UpgradePolicy => true,
             // Singletons exist from the cluster's birth.
             Self::AuthPreference | Self::Control => !matches!(verb, Verb::Create | Verb::Delete),
             Self::Backup => verb == Verb::Create,
@@ -244,6 +248,7 @@ fn user_scope(identity: &UserIdentity, roles: &RoleSet, kind: &Kind, verb: Verb)
         | Kind::Backup
         | Kind::Control
         | Kind::UpdateDirective
+        | Kind::UpgradePolicy
         | Kind::Other(_) => None,
     }
 }
@@ -364,7 +369,7 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
             Kind::Role | Kind::User | Kind::Token | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo | Kind::AuthPreference => {
                 (Reach::All, Reach::None)
             }
-            Kind::Node | Kind::Event | Kind::Recording | Kind::Control | Kind::UpdateDirective | Kind::Other(_) => {
+            Kind::Node | Kind::Event | Kind::Recording | Kind::Control | Kind::UpdateDirective | Kind::UpgradePolicy | Kind::Other(_) => {
                 (Reach::All, Reach::None)
             }
             Kind::Member => (Reach::All, Reach::Own),
@@ -381,7 +386,9 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
             Kind::Member => (Reach::Peers, Reach::Own),
             // It reports refusals at its doors; it never learns what others reported.
             Kind::Event => (Reach::None, Reach::Own),
-            Kind::Token | Kind::Recording | Kind::Backup | Kind::Control | Kind::Other(_) => (Reach::None, Reach::None),
+            Kind::Token | Kind::Recording | Kind::Backup | Kind::Control | Kind::UpgradePolicy | Kind::Other(_) => {
+                (Reach::None, Reach::None)
+            }
         },
         SystemRole::Node | SystemRole::Db => match kind {
             Kind::Role | Kind::User | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo | Kind::AuthPreference => {
@@ -390,7 +397,9 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
             // Hosts do not learn of each other.
             Kind::Node | Kind::Member => (Reach::Own, Reach::Own),
             Kind::Event | Kind::Recording => (Reach::None, Reach::Own),
-            Kind::Token | Kind::Backup | Kind::Control | Kind::UpdateDirective | Kind::Other(_) => (Reach::None, Reach::None),
+            Kind::Token | Kind::Backup | Kind::Control | Kind::UpdateDirective | Kind::UpgradePolicy | Kind::Other(_) => {
+                (Reach::None, Reach::None)
+            }
         },
         // A role of another release grants nothing.
         SystemRole::Other(_) => (Reach::None, Reach::None),
@@ -402,7 +411,7 @@ pub fn host_reach(role: &SystemRole, kind: &Kind, verb: Verb) -> Reach {
         Verb::Delete => match kind {
             Kind::Event | Kind::Recording | Kind::Backup | Kind::Control | Kind::UpdateDirective => Reach::None,
             Kind::Role | Kind::User | Kind::Token | Kind::Lock | Kind::CertAuthority | Kind::ClusterInfo => write,
-            Kind::AuthPreference | Kind::Node | Kind::Member | Kind::Other(_) => write,
+            Kind::AuthPreference | Kind::Node | Kind::Member | Kind::UpgradePolicy | Kind::Other(_) => write,
         },
     }
 }

@@ -326,6 +326,7 @@ pub mod singleton {
     pub const CLUSTER_NAME: &str = "cluster-name";
     pub const AUTH_PREFERENCE: &str = "cluster-auth-preference";
     pub const UPDATE_DIRECTIVE: &str = "update-directive";
+    pub const UPGRADE_POLICY: &str = "upgrade-policy";
 }
 
 /// Kinds this release knows, in the order `tctl get all` prints them, with whether `tctl create` may write them.
@@ -338,6 +339,7 @@ pub const KINDS: &[(&str, bool)] = &[
     (Token::KIND, true),
     (Lock::KIND, true),
     (crate::update::UpdateDirective::KIND, true),
+    (crate::upgrade::Policy::KIND, true),
     (Node::KIND, false),
     (Member::KIND, false),
 ];

@@ -17,6 +17,7 @@ pub mod role;
 pub mod secret;
 pub mod time;
 pub mod update;
+pub mod upgrade;
 pub mod version;
 
 pub use control::ControlRecord;

@@ -29,6 +29,6 @@ pub use fleet::{Fleet, Standing, Tier, Wave};
 pub use forecast::plan;
 pub use ideal::ideal;
 pub use outcome::{Ahead, Bar, Block, Decision, Gate, Hint, Note, Outcome, Stage, Step, Verdict, Wait};
-pub use policy::{Consent, OnFailure, Policy, Waiver};
+pub use policy::{Consent, Managed, OnFailure, Policy, Waiver};
 pub use record::{Direction, Pause, Said, Upgrade, Way};
 pub use view::{Backup, Condition, Drill, Finding, Leaf, Member, Migration, Rehearsal, Release, Root, Told, View, Walk};

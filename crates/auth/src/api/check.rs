@@ -12,10 +12,11 @@ use rules::{
 use types::{
     Code, Document, Metadata, Public, Resource, ResourceName, UserName,
     document::Spec,
-    kind::{AuthPreference, CertAuthority, ClusterInfo, KINDS, Lock, Member, Node, SecondFactor, Token, User},
+    kind::{AuthPreference, CertAuthority, ClusterInfo, KINDS, Lock, Member, Node, SecondFactor, Token, User, singleton},
     label::check_label,
     role::Role,
     update::UpdateDirective,
+    upgrade::Policy,
 };
 
 /// Users named in one sentence.
@@ -27,11 +28,13 @@ pub(super) fn new_document(call: &Call, document: &Document) -> Result<(), Fault
         Some((kind, false)) => return Err(by_hand(kind)),
         Some((_, true)) => {}
     }
-    if document.kind == AuthPreference::KIND && document.metadata.name.as_str() != types::kind::singleton::AUTH_PREFERENCE {
-        return Err(malformed(format!("there is one {}, named \"{}\"", document.kind, types::kind::singleton::AUTH_PREFERENCE)));
-    }
-    if document.kind == UpdateDirective::KIND && document.metadata.name.as_str() != types::kind::singleton::UPDATE_DIRECTIVE {
-        return Err(malformed(format!("there is one {}, named \"{}\"", document.kind, types::kind::singleton::UPDATE_DIRECTIVE)));
+    let singletons = [
+        (AuthPreference::KIND, singleton::AUTH_PREFERENCE),
+        (UpdateDirective::KIND, singleton::UPDATE_DIRECTIVE),
+        (Policy::KIND, singleton::UPGRADE_POLICY),
+    ];
+    if let Some((kind, name)) = singletons.iter().find(|(kind, name)| document.kind == *kind && document.metadata.name.as_str() != *name) {
+        return Err(malformed(format!("there is one {kind}, named \"{name}\"")));
     }
     metadata(call, &document.metadata)?;
     content(call, document)
@@ -118,10 +121,16 @@ fn content(call: &Call, document: &Document) -> Result<(), Fault> {
         Lock::KIND => lock(document),
         AuthPreference::KIND => preference(document),
         UpdateDirective::KIND => readable::<UpdateDirective>(document).map(|_| ()),
+        Policy::KIND => policy(document),
         Node::KIND => readable::<Node>(document).map(|_| ()),
         Member::KIND => readable::<Member>(document).map(|_| ()),
         _ => Ok(()),
     }
+}
+
+fn policy(document: &Document) -> Result<(), Fault> {
+    let faults = readable::<Policy>(document)?.spec.faults();
+    if faults.is_empty() { Ok(()) } else { Err(malformed(format!("spec.{}", faults.join("; spec.")))) }
 }
 
 fn readable<S: Spec>(document: &Document) -> Result<Resource<S>, Fault> {

@@ -101,6 +101,12 @@ fn only_ours(kind: EventKind) -> bool {
         | EventKind::MigrationTurn
         | EventKind::MigrationRepair
         | EventKind::Finalize
+        | EventKind::UpgradeBegin
+        | EventKind::UpgradeSteer
+        | EventKind::UpgradeSteerRefused
+        | EventKind::UpgradeStep
+        | EventKind::UpgradePause
+        | EventKind::UpgradeEnd
         | EventKind::UpdateDirective
         | EventKind::UpdateDone
         | EventKind::UpdateReverted

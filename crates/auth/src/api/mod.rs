@@ -10,6 +10,7 @@ pub(crate) mod certs;
 mod check;
 mod documents;
 mod events;
+mod plan;
 mod recordings;
 mod upgrade;
 mod watch;
@@ -183,6 +184,15 @@ impl auth_server::Auth for Service {
     }
     async fn turn_migration(&self, request: Request<pb::TurnMigrationRequest>) -> Answer<pb::MigrationStatus> {
         self.answer("TurnMigration", request, DEADLINE, upgrade::turn_migration).await
+    }
+    async fn plan_upgrade(&self, request: Request<pb::PlanUpgradeRequest>) -> Answer<pb::PlanUpgradeReply> {
+        self.answer("PlanUpgrade", request, DEADLINE, plan::plan_upgrade).await
+    }
+    async fn steer_upgrade(&self, request: Request<pb::SteerUpgradeRequest>) -> Answer<pb::PlanUpgradeReply> {
+        self.answer("SteerUpgrade", request, DEADLINE, plan::steer_upgrade).await
+    }
+    async fn list_releases(&self, request: Request<pb::Empty>) -> Answer<pb::ListReleasesReply> {
+        self.answer("ListReleases", request, DEADLINE, plan::list_releases).await
     }
     async fn heartbeat(&self, request: Request<pb::HeartbeatRequest>) -> Answer<pb::HeartbeatReply> {
         self.answer("Heartbeat", request, DEADLINE, presence::heartbeat).await

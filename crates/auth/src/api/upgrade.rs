@@ -33,7 +33,7 @@ const MAX_REASON: usize = 500;
 const TRIES: usize = 20;
 
 /// There is one control record: whoever may read it sees all of it.
-fn may_read(call: &Call) -> Result<(), Fault> {
+pub(super) fn may_read(call: &Call) -> Result<(), Fault> {
     let permit = decide_read(call.caller()?, CONTROL, Verb::Read)?;
     match permit.scope {
         Scope::All => Ok(()),
@@ -43,12 +43,12 @@ fn may_read(call: &Call) -> Result<(), Fault> {
     }
 }
 
-fn may_change(call: &Call) -> Result<Permit<Write>, Fault> {
+pub(super) fn may_change(call: &Call) -> Result<Permit<Write>, Fault> {
     Ok(decide_write(call.caller()?, CONTROL, Verb::Update, &ResourceName::new(CONTROL)?)?)
 }
 
 /// An event of what the permit was used for.
-fn event(call: &Call, permit: &Permit<Write>, kind: EventKind) -> Event {
+pub(super) fn event(call: &Call, permit: &Permit<Write>, kind: EventKind) -> Event {
     call.event(kind).with("kind", permit.kind.as_str())
 }
 
@@ -87,7 +87,7 @@ pub(crate) async fn move_window(call: Call, ask: pb::MoveWindowRequest) -> Resul
     let about = |kind| {
         insisting(event(&call, &permit, kind), insists).with("role", crate::login::shown(&role)).with("move", verb).with("major", major)
     };
-    let asked = Asked { wanted, insists, patience: PATIENCE.min(Duration::from_secs(ask.patience.into())) };
+    let asked = Asked { wanted, insists, patience: PATIENCE.min(Duration::from_secs(ask.patience.into())), under: None };
     match windows::move_windows(&call.core, &asked).await {
         Ok(record) => {
             call.core.audit.record(about(EventKind::WindowMove).with("generation", record.window_gen)).await?;

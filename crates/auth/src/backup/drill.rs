@@ -52,10 +52,10 @@ pub struct Drilled {
 }
 
 /// A directory that goes when it is dropped.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
-    fn new(base: &Path) -> Result<Self, Public> {
+    pub(crate) fn new(base: &Path) -> Result<Self, Public> {
         let path = base.join(format!("lockgate-drill-{}", uuid::Uuid::new_v4().simple()));
         let unusable = |error: std::io::Error| Public::new(Code::BackupIo, format!("{}: {error}", path.display()));
         fs::DirBuilder::new().mode(0o700).create(&path).map_err(unusable)?;
@@ -93,7 +93,15 @@ pub async fn drill(base: &Path, file: File, terms: Terms, clock: SharedClock, pr
     config.storage = Storage::Sqlite { path };
     config.listen_addr = ([127, 0, 0, 1], 0).into();
     config.production = false;
-    let world = World { clock: clock.clone(), version: terms.version.clone(), health: Board::default(), listener: None, walker: None };
+    let world = World {
+        clock: clock.clone(),
+        version: terms.version.clone(),
+        health: Board::default(),
+        listener: None,
+        releases: None,
+        updater: None,
+        walker: None,
+    };
     // Boxed: what it holds is large, and this future is held by others.
     let auth = Arc::new(Box::pin(crate::build(config, world)).await.map_err(|error| error.public())?);
     let (tasks, shutdown) = (Group::new("drill"), Shutdown::new());

@@ -51,7 +51,7 @@ const UNSEEN: usize = 100;
 const WAIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
-enum Failed {
+pub(crate) enum Failed {
     #[error(transparent)]
     Make(#[from] MakeError),
     #[error(transparent)]
@@ -248,7 +248,7 @@ async fn once(core: &Arc<Core>, schedule: &Schedule, turn: &mut Turn, now: Time)
 }
 
 /// The name for a backup of now; the next second's when one of that name is there, as after a restore within the same second.
-async fn free_name(place: &Opened, cluster: &str, now: Time) -> Result<String, PlaceError> {
+pub(crate) async fn free_name(place: &Opened, cluster: &str, now: Time) -> Result<String, PlaceError> {
     let there = place.list(Some(cluster)).await?;
     let mut names = (0..).map(|second| name_of(cluster, now.plus(Duration::from_secs(second))));
     Ok(names.find(|name| there.iter().all(|found| found.name != *name)).unwrap_or_default())
@@ -277,14 +277,14 @@ async fn write(core: &Arc<Core>, schedule: &Schedule, place: &Opened, turn: &mut
     })
 }
 
-async fn remove(place: &Opened, name: &str) {
+pub(crate) async fn remove(place: &Opened, name: &str) {
     if let Err(error) = place.remove(name).await {
         tracing::warn!(%error, name, "what does not count could not be removed");
     }
 }
 
 /// Reads again what lies there now: signature and digests, without a key.
-async fn prove(source: Box<dyn Read + Send>, written: &Written) -> Result<(), Failed> {
+pub(crate) async fn prove(source: Box<dyn Read + Send>, written: &Written) -> Result<(), Failed> {
     let (signer, digest) = (written.head.signer.fingerprint(), written.digest);
     let proving = tokio::task::spawn_blocking(move || backup::check(source, &Trust::Pinned(vec![signer])));
     let checked = proving.await.map_err(|error| Failed::Core(error.to_string()))??;

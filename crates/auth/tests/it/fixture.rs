@@ -82,7 +82,15 @@ pub(crate) fn sqlite(dir: &Path) -> Storage {
 }
 
 pub(crate) fn world(clock: &ManualClock, version: &str) -> World {
-    World { clock: clock.shared(), version: version.parse().unwrap(), health: Default::default(), listener: None, walker: None }
+    World {
+        clock: clock.shared(),
+        version: version.parse().unwrap(),
+        health: Default::default(),
+        listener: None,
+        releases: None,
+        updater: None,
+        walker: None,
+    }
 }
 
 impl Cluster {

@@ -10,6 +10,7 @@ mod backup;
 mod birth;
 mod certs;
 mod documents;
+mod executor;
 mod fixture;
 mod hosts;
 mod join;

@@ -9,6 +9,8 @@ pub(crate) mod offline;
 mod ports;
 mod process;
 mod publish;
+mod rehearse;
+mod releases;
 mod rescue;
 mod restart;
 mod services;
@@ -76,6 +78,16 @@ enum Command {
     Update {
         #[command(subcommand)]
         what: update::Update,
+    },
+    /// Runs this release's migrations there and back on a copy of a store, and says what came of it
+    #[command(
+        hide = true,
+        after_help = "The executor of an upgrade runs it from the release that is to come, on what a backup brought back. The store is changed and is no cluster's any more."
+    )]
+    Rehearse {
+        /// The SQLite file of the copy
+        #[arg(long)]
+        store: PathBuf,
     },
     /// Repositories of releases, for whoever publishes: made, signed, shown
     Release {
@@ -301,6 +313,7 @@ pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
         Command::Status { diag_addr, check, format } => status::status(diag_addr, check, format),
         Command::Version { format } => version(format),
         Command::Rescue(args) => rescue::rescue(&args),
+        Command::Rehearse { store } => rehearse::rehearse(&store),
         Command::Update { what } => update::run(&what),
         Command::Release { what } => publish::run(&what),
         Command::Install { what: Install::Systemd { output, env_file, pid_file, fd_limit, lockgate_path } } => {

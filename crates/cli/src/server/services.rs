@@ -7,6 +7,7 @@
 use super::{
     diag, metrics,
     process::{host_part, loopback, make_private},
+    releases,
     settings::{JoinBy, Settings},
     start::{AuthRun, MemberPart, Process, component, shown},
     walk::Walker,
@@ -177,6 +178,11 @@ pub(super) async fn start_auth(process: &mut Process) -> Result<Arc<auth::Auth>,
         health: process.board.clone(),
         listener: Some(listener),
         walker: Some(Arc::new(Walker { version: process.version.clone(), clock: process.clock.clone() })),
+        releases: settings.releases.as_ref().map(|known| releases::Mirror::shared(known, &process.settings.data_dir)),
+        updater: Some({
+            let data_dir = process.settings.data_dir.clone();
+            Arc::new(move || super::update::report(&data_dir))
+        }),
     };
     let auth = Arc::new(auth::build(config, world).await.map_err(|error| error.public())?);
     process.metrics.store(metrics::Sources { auth: Some(auth.metrics()), ..(*process.metrics.load()).clone() });

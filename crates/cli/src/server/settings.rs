@@ -59,6 +59,8 @@ pub(crate) struct AuthSettings {
     /// Else in the data directory.
     pub(crate) recordings_dir: Option<PathBuf>,
     pub(crate) backup: Option<auth::backup::Schedule>,
+    /// Releases that the cluster may be upgraded to.
+    pub(crate) releases: Option<config::Releases>,
     pub(crate) audit: auth::AuditSettings,
 }
 
@@ -239,6 +241,7 @@ fn auth(config: &Config, data_dir: &Path, with_proxy: bool) -> Result<AuthSettin
         production: !service.allow_prerelease.unwrap_or(false),
         recordings_dir: service.recordings_dir.clone(),
         backup: service.backup.as_ref().and_then(config::Backup::schedule),
+        releases: service.releases.clone(),
         audit: service.audit.settings(&config.lockgate.storage, postgres),
     })
 }

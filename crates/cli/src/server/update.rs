@@ -131,7 +131,10 @@ impl Settings {
         self.data_dir.join("update")
     }
     fn credentials(&self) -> Result<HostCredentials, Public> {
-        HostCredentials::load(&self.data_dir.join("host/identity.json")).map_err(|error| error.public())
+        // A host that is an Auth Service and nothing else never joined; the service makes it one.
+        let (host, auth) = (self.data_dir.join("host/identity.json"), self.data_dir.join("auth/host.json"));
+        let path = if !host.exists() && auth.exists() { auth } else { host };
+        HostCredentials::load(&path).map_err(|error| error.public())
     }
 }
 

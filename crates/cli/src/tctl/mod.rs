@@ -11,6 +11,7 @@ mod resources;
 mod status;
 mod tokens;
 mod update;
+mod upgrade;
 mod users;
 mod version;
 mod windows;
@@ -135,6 +136,11 @@ enum Command {
     Windows {
         #[command(subcommand)]
         what: windows::Windows,
+    },
+    /// An upgrade of the whole cluster: planned, carried out, taken back (docs/upgrading.md)
+    Upgrade {
+        #[command(subcommand)]
+        what: upgrade::Upgrade,
     },
     /// Which release hosts should run, and how far they are (docs/updates.md)
     Update {
@@ -407,6 +413,7 @@ pub(crate) fn main(words: Vec<std::ffi::OsString>) -> Outcome {
         }
         Command::Inventory { what: Inventory::Walk { member, format } } => inventory::walk(&global, &member, format),
         Command::Windows { what } => windows::run(&global, &what),
+        Command::Upgrade { what } => upgrade::run(&global, &what),
         Command::Update { what } => update::run(&global, &what),
         Command::Migrations { what } => migrations::run(&global, &what),
         Command::Version { format } => version::version(&global, format),

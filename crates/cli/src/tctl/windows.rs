@@ -234,7 +234,7 @@ fn step(global: &Global, step: &Step<'_>, format: Format) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn evict(global: &Global, member: &str, (reason, during_upgrade): (&str, bool), format: Format) -> Outcome {
+pub(super) fn evict(global: &Global, member: &str, (reason, during_upgrade): (&str, bool), format: Format) -> Outcome {
     let connection = connect::open(global)?;
     let could = || format!("evict {member}");
     let members = connection.run(connection.api().list::<Member>(&Labels::new())).could(could())?.items;

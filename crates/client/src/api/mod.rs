@@ -417,6 +417,9 @@ verbs! {
     list_bad_rows(ListBadRowsRequest) -> ListBadRowsReply, READ_DEADLINE;
     repair_row(RepairRowRequest) -> Empty, WRITE_DEADLINE;
     turn_migration(TurnMigrationRequest) -> MigrationStatus, WRITE_DEADLINE;
+    plan_upgrade(PlanUpgradeRequest) -> PlanUpgradeReply, WRITE_DEADLINE;
+    steer_upgrade(SteerUpgradeRequest) -> PlanUpgradeReply, WRITE_DEADLINE;
+    list_releases(Empty) -> ListReleasesReply, WRITE_DEADLINE;
     heartbeat(HeartbeatRequest) -> HeartbeatReply, READ_DEADLINE;
     /// The Proxy, of a host that came for rescue.
     report_quarantine(ReportQuarantineRequest) -> ReportQuarantineReply, READ_DEADLINE;

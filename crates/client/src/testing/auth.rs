@@ -448,6 +448,15 @@ impl Auth for Served {
     async fn turn_migration(&self, _: Request<pb::TurnMigrationRequest>) -> Result<Response<pb::MigrationStatus>, Status> {
         unserved()
     }
+    async fn plan_upgrade(&self, _: Request<pb::PlanUpgradeRequest>) -> Result<Response<pb::PlanUpgradeReply>, Status> {
+        unserved()
+    }
+    async fn steer_upgrade(&self, _: Request<pb::SteerUpgradeRequest>) -> Result<Response<pb::PlanUpgradeReply>, Status> {
+        unserved()
+    }
+    async fn list_releases(&self, _: Request<pb::Empty>) -> Result<Response<pb::ListReleasesReply>, Status> {
+        unserved()
+    }
     async fn search_events(&self, _: Request<pb::SearchEventsRequest>) -> Result<Response<pb::SearchEventsReply>, Status> {
         unserved()
     }

@@ -27,5 +27,6 @@ mod rogue;
 mod ssh;
 mod talk;
 mod update;
+mod upgrade;
 mod versions;
 mod walk;

@@ -4,7 +4,7 @@
 //! them, is replaced: nothing is cut, nothing is lost of a stream or a recording, and nobody who comes is sent away.
 //! `LOCKGATE_RESTART_SESSIONS` says how many count (8; 200 in `make soak`).
 
-mod load;
+pub(crate) mod load;
 mod unfit;
 
 use harness::{

@@ -177,6 +177,15 @@ impl Auth for FakeAuth {
     async fn turn_migration(&self, _: Request<pb::TurnMigrationRequest>) -> Result<Response<pb::MigrationStatus>, Status> {
         Err(Status::unimplemented("not by the fake"))
     }
+    async fn plan_upgrade(&self, _: Request<pb::PlanUpgradeRequest>) -> Result<Response<pb::PlanUpgradeReply>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
+    async fn steer_upgrade(&self, _: Request<pb::SteerUpgradeRequest>) -> Result<Response<pb::PlanUpgradeReply>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
+    async fn list_releases(&self, _: Request<pb::Empty>) -> Result<Response<pb::ListReleasesReply>, Status> {
+        Err(Status::unimplemented("not by the fake"))
+    }
     type CreateBackupStream = tokio_stream::Empty<Result<pb::BackupChunk, Status>>;
     async fn create_backup(&self, _: Request<pb::CreateBackupRequest>) -> Result<Response<Self::CreateBackupStream>, Status> {
         Err(Status::unimplemented("not by the fake"))

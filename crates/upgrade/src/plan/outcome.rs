@@ -283,7 +283,7 @@ impl Verdict {
     pub const fn exit_status(self) -> u8 {
         match self {
             Self::Ready | Self::Done => 0,
-            Self::Waiting => 2,
+            Self::Waiting => 10,
             Self::Blocked => 3,
             Self::FailedAndPaused => 5,
         }

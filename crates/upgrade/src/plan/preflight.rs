@@ -111,7 +111,7 @@ fn begin(view: &View, upgrade: &Upgrade, after: Vec<Version>, refused: Option<Bl
 
 fn releases(draft: &mut Draft<'_>) {
     let (view, upgrade) = (draft.view, draft.upgrade);
-    let Some(back) = unusable_at(view, &upgrade.from) else { return };
+    let Some(back) = unusable_at(view, &upgrade.from).filter(|_| view.uses_mirror()) else { return };
     draft.block(Block {
         waiver: Some("way-back".into()),
         ..block(

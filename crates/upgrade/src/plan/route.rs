@@ -32,6 +32,9 @@ pub(crate) fn route(view: &View, from: &Version, asked: &Version) -> Result<Vec<
         };
         return Err(block(Bar::Downgrade, format!("{asked} is older than what runs here: {from}, cluster version {level}"), cure));
     }
+    if !view.uses_mirror() && view.release(asked).is_none() {
+        return by_hand(view, from, asked);
+    }
     if let Some(why) = view.release(asked).map_or(Some("it is not known to this cluster".into()), unusable) {
         return Err(unusable_block(asked, &why));
     }
@@ -42,6 +45,22 @@ pub(crate) fn route(view: &View, from: &Version, asked: &Version) -> Result<Vec<
         at = next;
     }
     Ok(hops)
+}
+
+/// The way where people move every member: any release may be theirs, and majors are taken one at a time all the same (rule G5).
+fn by_hand(view: &View, from: &Version, asked: &Version) -> Result<Vec<Version>, Block> {
+    let next = from.major().saturating_add(1);
+    if asked.release_order(from) != Ordering::Greater {
+        return Ok(Vec::new());
+    }
+    if asked.major() > next {
+        return Err(block(
+            Bar::Release,
+            format!("{} runs {from}, and majors are taken one at a time: {next} comes before {asked}", view.cluster),
+            format!("tctl upgrade plan --to <the latest {next}>"),
+        ));
+    }
+    Ok(vec![asked.clone()])
 }
 
 /// Why a release cannot be installed.

@@ -8,6 +8,7 @@ use crate::{
     barrier::Seat,
     migrate::{self, Known, State},
     plan::{
+        fleet::Tier,
         policy::{Policy, Waiver},
         record::Upgrade,
     },
@@ -257,6 +258,11 @@ impl View {
 
     pub fn release(&self, version: &Version) -> Option<&Release> {
         self.releases.iter().find(|release| release.version == *version)
+    }
+
+    /// Whether anybody installs from the mirror. Where people move every member, what they install is theirs to get.
+    pub fn uses_mirror(&self) -> bool {
+        self.members.iter().any(|member| !member.by_hand && Tier::of(member).is_some())
     }
 
     pub fn member(&self, id: &ResourceName) -> Option<&Member> {

@@ -721,6 +721,89 @@ pub struct TurnMigrationRequest {
     #[prost(bool, tag = "2")]
     pub back: bool,
 }
+/// What would be done now, and what would come of it. Nothing is written.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlanUpgradeRequest {
+    /// The version that somebody asks for; empty asks how the upgrade under way stands.
+    #[prost(string, tag = "1")]
+    pub target: ::prost::alloc::string::String,
+    /// As if somebody had turned back.
+    #[prost(bool, tag = "2")]
+    pub rollback: bool,
+    /// Send what was looked at, for a support bundle; refused when it is larger than a message.
+    #[prost(bool, tag = "3")]
+    pub with_view: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlanUpgradeReply {
+    /// JSON of crate `upgrade`: the plan (`plan::Outcome`), where it stands (`render::Status`), and what was looked at (`plan::View`).
+    #[prost(bytes = "bytes", tag = "1")]
+    pub outcome: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub status: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub view: ::prost::bytes::Bytes,
+    /// The plan as people read it.
+    #[prost(string, tag = "4")]
+    pub text: ::prost::alloc::string::String,
+}
+/// What somebody says about an upgrade. Each is recorded.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SteerUpgradeRequest {
+    #[prost(oneof = "steer_upgrade_request::Order", tags = "1, 2, 3, 4, 5, 6, 7")]
+    pub order: ::core::option::Option<steer_upgrade_request::Order>,
+}
+/// Nested message and enum types in `SteerUpgradeRequest`.
+pub mod steer_upgrade_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Order {
+        #[prost(message, tag = "1")]
+        Apply(super::ApplyUpgrade),
+        /// Nothing more is begun; the reason.
+        #[prost(string, tag = "2")]
+        Pause(::prost::alloc::string::String),
+        /// Goes on, and tries again what failed.
+        #[prost(message, tag = "3")]
+        Resume(super::Empty),
+        /// Members go back to where they came from.
+        #[prost(message, tag = "4")]
+        Rollback(super::Empty),
+        /// The way back may end.
+        #[prost(message, tag = "5")]
+        Finalize(super::Empty),
+        #[prost(message, tag = "6")]
+        Waive(super::WaiveCheck),
+        /// Takes a waiver back, by its check.
+        #[prost(string, tag = "7")]
+        Unwaive(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ApplyUpgrade {
+    #[prost(string, tag = "1")]
+    pub target: ::prost::alloc::string::String,
+    /// The id of the plan that was read.
+    #[prost(string, tag = "2")]
+    pub plan: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaiveCheck {
+    #[prost(string, tag = "1")]
+    pub check: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub seconds: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListReleasesReply {
+    /// JSON of `plan::Release`, each.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub releases: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Why the mirror could not be read; empty when it could.
+    #[prost(string, tag = "2")]
+    pub fault: ::prost::alloc::string::String,
+}
 /// Generated client implementations.
 pub mod auth_client {
     #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
@@ -1074,6 +1157,40 @@ pub mod auth_client {
             req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "TurnMigration"));
             self.inner.unary(req, path, codec).await
         }
+        /// An upgrade as a whole: docs/upgrading.md.
+        pub async fn plan_upgrade(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PlanUpgradeRequest>,
+        ) -> std::result::Result<tonic::Response<super::PlanUpgradeReply>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/PlanUpgrade");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "PlanUpgrade"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn steer_upgrade(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SteerUpgradeRequest>,
+        ) -> std::result::Result<tonic::Response<super::PlanUpgradeReply>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/SteerUpgrade");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "SteerUpgrade"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_releases(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::ListReleasesReply>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/lockgate.v1.Auth/ListReleases");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("lockgate.v1.Auth", "ListReleases"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Members tell that they live; the answer tells what they should know.
         pub async fn heartbeat(
             &mut self,
@@ -1327,6 +1444,19 @@ pub mod auth_server {
             &self,
             request: tonic::Request<super::TurnMigrationRequest>,
         ) -> std::result::Result<tonic::Response<super::MigrationStatus>, tonic::Status>;
+        /// An upgrade as a whole: docs/upgrading.md.
+        async fn plan_upgrade(
+            &self,
+            request: tonic::Request<super::PlanUpgradeRequest>,
+        ) -> std::result::Result<tonic::Response<super::PlanUpgradeReply>, tonic::Status>;
+        async fn steer_upgrade(
+            &self,
+            request: tonic::Request<super::SteerUpgradeRequest>,
+        ) -> std::result::Result<tonic::Response<super::PlanUpgradeReply>, tonic::Status>;
+        async fn list_releases(
+            &self,
+            request: tonic::Request<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::ListReleasesReply>, tonic::Status>;
         /// Members tell that they live; the answer tells what they should know.
         async fn heartbeat(
             &self,
@@ -2151,6 +2281,90 @@ pub mod auth_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = TurnMigrationSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockgate.v1.Auth/PlanUpgrade" => {
+                    #[allow(non_camel_case_types)]
+                    struct PlanUpgradeSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::UnaryService<super::PlanUpgradeRequest> for PlanUpgradeSvc<T> {
+                        type Response = super::PlanUpgradeReply;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::PlanUpgradeRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::plan_upgrade(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PlanUpgradeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockgate.v1.Auth/SteerUpgrade" => {
+                    #[allow(non_camel_case_types)]
+                    struct SteerUpgradeSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::UnaryService<super::SteerUpgradeRequest> for SteerUpgradeSvc<T> {
+                        type Response = super::PlanUpgradeReply;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::SteerUpgradeRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::steer_upgrade(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SteerUpgradeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockgate.v1.Auth/ListReleases" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListReleasesSvc<T: Auth>(pub Arc<T>);
+                    impl<T: Auth> tonic::server::UnaryService<super::Empty> for ListReleasesSvc<T> {
+                        type Response = super::ListReleasesReply;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::Empty>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Auth>::list_releases(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListReleasesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(accept_compression_encodings, send_compression_encodings)

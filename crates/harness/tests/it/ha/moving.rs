@@ -41,6 +41,8 @@ impl One {
             version: "1.2.3".parse().unwrap(),
             health: Default::default(),
             listener: None,
+            releases: None,
+            updater: None,
             walker: None,
         };
         let auth = Arc::new(auth::build(config, world).await.unwrap());

@@ -1,0 +1,277 @@
+//! An upgrade over the API: the plan of one, how it stands, and what people say about it.
+//!
+//! `PlanUpgrade` writes nothing. A plan is accepted by the id of what was read: when the cluster has changed so that the plan would be
+//! another one, it is shown instead and nothing begins. Whatever is said is recorded with who said it, and is written on the condition
+//! that the control record is still as it was read.
+
+use super::upgrade::{event, may_change, may_read};
+use crate::{
+    core::{Call, Fault, malformed},
+    executor::{
+        book,
+        look::{self, Look, look},
+    },
+    windows,
+};
+use rules::{Permit, permit::Write};
+use std::time::Duration;
+use types::{Code, ControlRecord, EventKind, Public, Version};
+use upgrade::{
+    plan::{Direction, Outcome, Pause, Said, Stage, Step, Upgrade, View, Waiver, plan},
+    render,
+};
+use wire::api::{self as pb, steer_upgrade_request::Order};
+
+/// The longest reason, and name of a check, that is kept.
+const MAX_TEXT: usize = 500;
+/// The longest that a check is waived.
+const LONGEST: Duration = Duration::from_secs(30 * 86_400);
+/// Lost races with the executor before the caller is told.
+const TRIES: usize = 8;
+
+pub(crate) async fn plan_upgrade(call: Call, ask: pb::PlanUpgradeRequest) -> Result<pb::PlanUpgradeReply, Fault> {
+    may_read(&call)?;
+    let asked = if ask.target.is_empty() { None } else { Some(version(&ask.target)?) };
+    let mut view = look(&call.core, asked).await?.view;
+    if ask.rollback {
+        let upgrade = under_way(&view)?;
+        view.control = upgrade.turned(Direction::Down).write_to(&view.control);
+    }
+    reply(&view, ask.with_view)
+}
+
+pub(crate) async fn list_releases(call: Call, _ask: pb::Empty) -> Result<pb::ListReleasesReply, Fault> {
+    may_read(&call)?;
+    let (mut known, fault) = look::releases(&call.core).await;
+    known.sort_by(|one, other| other.release.version.release_order(&one.release.version));
+    let releases = known.iter().map(|known| json(&known.release)).collect::<Result<_, _>>()?;
+    let fault = match (fault, &call.core.releases) {
+        (Some(fault), _) => fault,
+        (None, None) => "this Auth Service knows no mirror of releases: set auth_service.releases".into(),
+        (None, Some(_)) => String::new(),
+    };
+    Ok(pb::ListReleasesReply { releases, fault })
+}
+
+fn version(text: &str) -> Result<Version, Fault> {
+    text.parse().map_err(|error| malformed(format!("the version asked for: {error}")))
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<bytes::Bytes, Fault> {
+    serde_json::to_vec(value).map(Into::into).map_err(|error| Fault::Internal(error.to_string()))
+}
+
+fn reply(view: &View, with_view: bool) -> Result<pb::PlanUpgradeReply, Fault> {
+    let outcome = plan(view);
+    let status = render::status(view, &outcome.decision);
+    let shown = if with_view { json(view)? } else { bytes::Bytes::new() };
+    if shown.len() > wire::api::MAX_MESSAGE / 2 {
+        return Err(Public::new(Code::TooLarge, format!("what was looked at has {} bytes", shown.len()))
+            .hint("ask without it: it is the members' documents, which tctl get member shows")
+            .into());
+    }
+    Ok(pb::PlanUpgradeReply { outcome: json(&outcome)?, status: json(&status)?, view: shown, text: render::plan_text(view, &outcome) })
+}
+
+fn under_way(view: &View) -> Result<Upgrade, Fault> {
+    match view.upgrade() {
+        Ok(Some(upgrade)) => Ok(upgrade),
+        Ok(None) => Err(Public::new(Code::UpgradeRefused, "no upgrade is under way")
+            .hint("see what could be done: tctl upgrade plan --to <version>")
+            .into()),
+        Err(error) => Err(Public::new(Code::UpgradeRefused, format!("the upgrade in the control record cannot be read: {error}"))
+            .hint("use the release that began it")
+            .into()),
+    }
+}
+
+pub(crate) async fn steer_upgrade(call: Call, ask: pb::SteerUpgradeRequest) -> Result<pb::PlanUpgradeReply, Fault> {
+    let permit = may_change(&call)?;
+    let order = ask.order.ok_or_else(|| malformed("the request says nothing of what to do"))?;
+    let (name, detail) = told(&order);
+    match steer(&call, &permit, &order).await {
+        Ok(()) => {
+            if !matches!(order, Order::Apply(_)) {
+                let event = event(&call, &permit, EventKind::UpgradeSteer).with("order", name).with("detail", detail);
+                call.core.audit.record(event).await?;
+            }
+            reply(&look(&call.core, None).await?.view, false)
+        }
+        Err(fault) => {
+            let event = event(&call, &permit, EventKind::UpgradeSteerRefused).with("order", name).with("detail", detail);
+            call.core.record_refusal(&format!("{name} {fault}"), event.with("error", fault.to_string())).await;
+            Err(fault)
+        }
+    }
+}
+
+/// An order as the audit log has it.
+fn told(order: &Order) -> (&'static str, String) {
+    let shown = |text: &str| crate::login::shown(text);
+    match order {
+        Order::Apply(apply) => ("apply", format!("{} by plan {}", shown(&apply.target), shown(&apply.plan))),
+        Order::Pause(reason) => ("pause", shown(reason)),
+        Order::Resume(_) => ("resume", String::new()),
+        Order::Rollback(_) => ("rollback", String::new()),
+        Order::Finalize(_) => ("finalize", String::new()),
+        Order::Waive(waive) => ("waive", format!("{} for {} s: {}", shown(&waive.check), waive.seconds, shown(&waive.reason))),
+        Order::Unwaive(check) => ("unwaive", shown(check)),
+    }
+}
+
+async fn steer(call: &Call, permit: &Permit<Write>, order: &Order) -> Result<(), Fault> {
+    let core = &call.core;
+    match order {
+        Order::Apply(apply) => self::apply(call, permit, apply).await,
+        Order::Pause(reason) => {
+            bounded(reason)?;
+            let pause = Pause { by: call.name(), at: call.now, reason: reason.clone(), failed: false, revert: None };
+            rewrite(call, |_, upgrade| match upgrade.paused {
+                // It is paused; who said so first, and why, stays.
+                Some(_) => Ok(upgrade),
+                None => Ok(Upgrade { paused: Some(pause.clone()), ..upgrade }),
+            })
+            .await
+        }
+        Order::Resume(_) => {
+            book::retry(core).await?;
+            rewrite(call, |_, upgrade| Ok(resumed(upgrade))).await
+        }
+        Order::Rollback(_) => rewrite(call, turned_back).await,
+        Order::Finalize(_) => {
+            let said = Said { by: call.name(), at: call.now };
+            rewrite(call, |view, upgrade| finalized(view, upgrade, &said)).await
+        }
+        Order::Waive(waive) => {
+            bounded(&waive.check)?;
+            bounded(&waive.reason)?;
+            let life = Duration::from_secs(waive.seconds);
+            if waive.check.is_empty() || waive.reason.is_empty() || life.is_zero() || life > LONGEST {
+                return Err(malformed("a waiver names its check, a reason, and how long it holds: at most 30 days"));
+            }
+            let waiver = Waiver {
+                name: waive.check.clone(),
+                by: call.name(),
+                at: call.now,
+                until: call.now.plus(life),
+                reason: waive.reason.clone(),
+            };
+            book::waive(core, |all| {
+                all.retain(|known| known.name != waiver.name);
+                all.push(waiver.clone());
+            })
+            .await
+        }
+        Order::Unwaive(check) => book::waive(core, |all| all.retain(|known| known.name != *check)).await,
+    }
+}
+
+fn bounded(text: &str) -> Result<(), Fault> {
+    if text.len() > MAX_TEXT { Err(malformed(format!("more than {MAX_TEXT} bytes of text"))) } else { Ok(()) }
+}
+
+/// Accepts the plan that was read.
+async fn apply(call: &Call, permit: &Permit<Write>, apply: &pb::ApplyUpgrade) -> Result<(), Fault> {
+    let core = &call.core;
+    let target = version(&apply.target)?;
+    for _ in 0..TRIES {
+        let Look { view, control, .. } = look(core, Some(target.clone())).await?;
+        if let Ok(Some(upgrade)) = view.upgrade() {
+            // Whoever asks again has lost the answer.
+            if upgrade.target == target && upgrade.direction == Direction::Up {
+                return Ok(());
+            }
+            return Err(Public::new(Code::UpgradeRefused, format!("the upgrade from {} to {} is under way", upgrade.from, upgrade.target))
+                .hint("see: tctl upgrade status")
+                .into());
+        }
+        let outcome = plan(&view);
+        let begun = accepted(&outcome, &apply.plan)?;
+        let mut upgrade = begun.clone();
+        (upgrade.by, upgrade.begun, upgrade.parent) = (call.name(), call.now, outcome.id.clone());
+        let next = upgrade.clone().write_to(&control.record);
+        if windows::write(core, &control, next).await?.is_some() {
+            tracing::info!(from = %upgrade.from, to = %upgrade.target, by = upgrade.by, "an upgrade began");
+            let event = event(call, permit, EventKind::UpgradeBegin).with("from", upgrade.from.to_string());
+            let event = event.with("to", upgrade.target.to_string()).with("upgrade", upgrade.id.as_str()).with("plan", outcome.id.as_str());
+            return Ok(core.audit.record(event).await?);
+        }
+    }
+    Err(windows::contended())
+}
+
+/// The upgrade that a plan would begin, if it is the plan that was read and nothing stands against it.
+fn accepted<'a>(outcome: &'a Outcome, read: &str) -> Result<&'a Upgrade, Fault> {
+    let decision = &outcome.decision;
+    if let Some(block) = decision.blocked.first() {
+        return Err(Public::new(Code::UpgradeRefused, format!("{} {}", block.code, block.cause)).hint(block.cure.clone()).into());
+    }
+    let begun = decision.next.iter().find_map(|step| match step {
+        Step::Begin { upgrade } => Some(upgrade.as_ref()),
+        _ => None,
+    });
+    let Some(begun) = begun else {
+        let cause = decision.waits.first().map_or("there is nothing to do".to_owned(), |wait| format!("{} {}", wait.code, wait.cause));
+        return Err(Public::new(Code::UpgradeRefused, cause).hint("see: tctl upgrade plan").into());
+    };
+    if outcome.id != read {
+        let message =
+            format!("the plan that was read is {}; the cluster has changed, and the plan is {} now", crate::login::shown(read), outcome.id);
+        return Err(Public::new(Code::UpgradeRefused, message).hint("read it again: tctl upgrade plan --to <version>").into());
+    }
+    Ok(begun)
+}
+
+/// Goes on. Who resumes a way back that cannot be gone any more goes up again.
+fn resumed(upgrade: Upgrade) -> Upgrade {
+    if upgrade.paused.is_none() && upgrade.direction == Direction::Down {
+        return upgrade.turned(Direction::Up);
+    }
+    Upgrade { paused: None, ..upgrade }
+}
+
+fn turned_back(view: &View, upgrade: Upgrade) -> Result<Upgrade, Fault> {
+    if upgrade.direction == Direction::Down {
+        return Ok(Upgrade { paused: None, ..upgrade });
+    }
+    let back = upgrade.clone().turned(Direction::Down);
+    let ahead = View { asked: None, control: back.clone().write_to(&view.control), ..view.clone() };
+    match plan(&ahead).decision.blocked.first() {
+        None => Ok(back),
+        Some(block) => Err(Public::new(Code::UpgradeRefused, format!("there is no way back: {} {}", block.code, block.cause))
+            .hint(block.cure.clone())
+            .into()),
+    }
+}
+
+fn finalized(view: &View, upgrade: Upgrade, said: &Said) -> Result<Upgrade, Fault> {
+    let decision = upgrade::plan::decide(view);
+    let ready = upgrade.direction == Direction::Up && matches!(decision.stage, Stage::Soak | Stage::Finalize | Stage::Done);
+    if let Some(block) = decision.blocked.first() {
+        return Err(Public::new(Code::UpgradeRefused, format!("{} {}", block.code, block.cause)).hint(block.cure.clone()).into());
+    }
+    if !ready {
+        let cause = decision.waits.first().map_or_else(String::new, |wait| format!(": {} {}", wait.code, wait.cause));
+        return Err(Public::new(Code::UpgradeWaits, format!("the upgrade is at stage {}{cause}", decision.stage.as_str()))
+            .hint("finalize when everything is moved: tctl upgrade status")
+            .into());
+    }
+    Ok(Upgrade { finalize: Some(upgrade.finalize.clone().unwrap_or_else(|| said.clone())), ..upgrade })
+}
+
+/// Writes what somebody says into the record of the upgrade.
+async fn rewrite(call: &Call, edit: impl Fn(&View, Upgrade) -> Result<Upgrade, Fault>) -> Result<(), Fault> {
+    for _ in 0..TRIES {
+        let Look { view, control, .. } = look(&call.core, None).await?;
+        let upgrade = under_way(&view)?;
+        let next = edit(&view, upgrade.clone())?;
+        if next == upgrade {
+            return Ok(());
+        }
+        let record: ControlRecord = next.write_to(&control.record);
+        if windows::write(&call.core, &control, record).await?.is_some() {
+            return Ok(());
+        }
+    }
+    Err(windows::contended())
+}
