@@ -25,7 +25,7 @@ statuses! {
     Usage = 2: "wrong usage of a command",
     Blocked = 3: "not done: it stands still until a person decides; what is in the way was told",
     Refused = 4: "not done: a rule of upgrades forbids it now; the hint names the step that comes first",
-    Paused = 5: "an upgrade failed on the way and stands paused; nothing is lost, and it goes on or back by command. Or: a user's path through a member does not lead to its end",
+    Paused = 5: "an upgrade failed on the way and stands paused; nothing is lost, and it goes on or back by command",
     Waiting = 10: "not done yet: what it waits for has not come to pass; asking again later helps",
     Session = 255: "`tsh ssh`: the session failed, not the command; any other status is the command's own",
 }
