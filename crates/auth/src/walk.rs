@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use rules::{CurrentUser, RoleSet, documents::has_role, presence::OFFLINE_AFTER};
 use std::{fmt, time::Duration};
 use tokio::time::Instant;
-use types::{EventKind, HostId, Resource, ResourceName, SystemRole, document::Spec as _, kind::Member};
+use types::{EventKind, HostId, Resource, ResourceName, SystemRole, Version, document::Spec as _, kind::Member};
 use wire::{api as pb, capability};
 
 /// For all steps together.
@@ -36,6 +36,8 @@ pub struct Place {
     pub addr: String,
     /// Its release knows the walker.
     pub knows: bool,
+    /// What it runs: on the way back of an upgrade it is older than who walks, who then speaks as one of its age.
+    pub version: Version,
 }
 
 /// One thing that a user does.
@@ -117,6 +119,7 @@ fn place(member: &Resource<Member>) -> Option<Place> {
         name: member.spec.hostname.clone(),
         addr: member.spec.proxy_addrs().into_iter().next().unwrap_or_default(),
         knows: member.spec.capabilities.iter().any(|one| one == capability::WALK),
+        version: member.spec.version.clone(),
     })
 }
 
@@ -161,7 +164,7 @@ fn steps(member: &Resource<Member>, mut proxies: Vec<Place>, mut hosts: Vec<Plac
 #[cfg(test)]
 mod tests {
     use super::*;
-    use types::{Metadata, Time, Version};
+    use types::{Metadata, Time};
     use uuid::Uuid;
 
     fn member(number: u128, roles: &[SystemRole], extra: &[(&str, &str)]) -> Resource<Member> {
@@ -182,7 +185,13 @@ mod tests {
         Resource::new(Metadata::named(&HostId::from_uuid(Uuid::from_u128(number))), spec)
     }
     fn other(number: u128, addr: &str, knows: bool) -> Place {
-        Place { id: HostId::from_uuid(Uuid::from_u128(number)), name: format!("m{number}"), addr: addr.into(), knows }
+        Place {
+            id: HostId::from_uuid(Uuid::from_u128(number)),
+            name: format!("m{number}"),
+            addr: addr.into(),
+            knows,
+            version: Version::new(1, 1, 0),
+        }
     }
     const PROXY: (&str, &str) = (Member::PROXY_PUBLIC_ADDR, "p:1");
 

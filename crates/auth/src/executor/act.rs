@@ -166,20 +166,31 @@ impl<'a> Install<'a> {
     }
 }
 
-/// Directs members, all in one document, and writes down what each was told.
+/// Directs members, all in one document, and writes down what each was told. Who was told to go elsewhere before somebody turned round is
+/// taken out of it: nobody arrives where the cluster does not go any more.
 async fn direct(core: &Core, look: &Look, installs: &[Install<'_>]) -> Result<bool, Fault> {
-    if installs.is_empty() {
+    let upgrade = look.view.upgrade().ok().flatten();
+    let goes_there = |version: &Version| {
+        upgrade.as_ref().is_some_and(|upgrade| {
+            // A wave that failed may be going back while the upgrade is paused.
+            let reverts = upgrade.paused.as_ref().is_some_and(|pause| pause.revert.is_some());
+            upgrade.goal() == version || (reverts && upgrade.source() == version)
+        })
+    };
+    let told: BTreeSet<&ResourceName> = installs.iter().map(|install| &install.member.id).collect();
+    let waits = |id: &ResourceName, was: &Told| {
+        let arrived = |member: &Member| member.version == was.version && member.boot != was.boot;
+        goes_there(&was.version) && look.view.member(id).is_some_and(|member| !arrived(member))
+    };
+    let earlier = look.told.iter().filter(|(id, was)| !told.contains(id) && waits(id, was));
+    if installs.is_empty() && earlier.clone().count() == look.told.len() {
         return Ok(false);
     }
     let fresh = installs.iter().map(|install| (&install.member.id, install.version, install.attempt));
-    let told: BTreeSet<&ResourceName> = installs.iter().map(|install| &install.member.id).collect();
-    let there = |member: &Member, told: &Told| member.version == told.version && member.boot != told.boot;
-    let earlier = look.told.iter().filter(|(id, _)| !told.contains(id));
-    let earlier = earlier.filter(|(id, told)| look.view.member(id).is_some_and(|member| !there(member, told)));
-    let all = fresh.chain(earlier.map(|(id, told)| (id, &told.version, told.attempts)));
-    let generation = directed(core, targets(look, all)).await?;
+    let all = fresh.chain(earlier.map(|(id, was)| (id, &was.version, was.attempts)));
+    let (generation, written) = directed(core, targets(look, all)).await?;
     let at = core.now();
-    let written: Vec<(ResourceName, Told)> = installs
+    let told: Vec<(ResourceName, Told)> = installs
         .iter()
         .map(|install| {
             let Install { member, version, attempt } = install;
@@ -188,8 +199,8 @@ async fn direct(core: &Core, look: &Look, installs: &[Install<'_>]) -> Result<bo
             (member.id.clone(), told)
         })
         .collect();
-    book::tell(core, &written).await?;
-    Ok(true)
+    book::tell(core, &told).await?;
+    Ok(written)
 }
 
 /// Members by the release that each should run, and whether it is tried again.
@@ -215,21 +226,21 @@ fn targets<'a>(look: &Look, told: impl Iterator<Item = (&'a ResourceName, &'a Ve
     groups.into_iter().map(target).collect()
 }
 
-/// Writes the directive with these targets in front; its generation comes back.
-async fn directed(core: &Core, ours: Vec<Target>) -> Result<u64, Fault> {
+/// Writes the directive with these targets in front, unless they stand there; its generation comes back, and whether it was written.
+async fn directed(core: &Core, ours: Vec<Target>) -> Result<(u64, bool), Fault> {
     let name = ResourceName::new(singleton::UPDATE_DIRECTIVE)?;
     for _ in 0..8 {
         let known = core.documents.get(UpdateDirective::KIND, &name).await?;
         let exists = known.is_some();
         let mut resource = match known {
             Some(document) => Resource::<UpdateDirective>::from_document(document)?,
-            None if ours.is_empty() => return Ok(0),
+            None if ours.is_empty() => return Ok((0, false)),
             None => Resource::new(Metadata::named(name.clone()), UpdateDirective::default()),
         };
         let spec = &mut resource.spec;
         let before = spec.extra.get(OURS).and_then(serde_json::Value::as_u64).and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
-        if ours.is_empty() && before == 0 {
-            return Ok(spec.generation);
+        if spec.targets.get(..before).is_some_and(|there| there == ours) {
+            return Ok((spec.generation, false));
         }
         spec.targets.drain(..before.min(spec.targets.len()));
         spec.targets.splice(0..0, ours.iter().cloned());
@@ -240,7 +251,7 @@ async fn directed(core: &Core, ours: Vec<Target>) -> Result<u64, Fault> {
         let document = sealed.to_document();
         let written = if exists { core.documents.update(&document).await } else { core.documents.create(&document).await };
         match written {
-            Ok(_) => return Ok(sealed.spec.generation),
+            Ok(_) => return Ok((sealed.spec.generation, true)),
             // Somebody was quicker: what he wrote stays, behind ours.
             Err(store::documents::WriteError::Conflict(_) | store::documents::WriteError::Exists(_)) => {}
             Err(error) => return Err(error.into()),

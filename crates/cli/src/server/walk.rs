@@ -31,7 +31,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// The most that is read of what a host says.
 const MAX_OUTPUT: usize = 4096;
 
-/// Walks as a client of this version.
+/// Walks as a client of this version, or of the other side's where that is older: rule G4 lets no client go ahead of its server, and this
+/// program speaks the major before its own too.
 pub(super) struct Walker {
     pub(super) version: Version,
     pub(super) clock: SharedClock,
@@ -66,7 +67,7 @@ fn told(error: impl Display) -> String {
 impl Walker {
     /// Hosts and a certificate, of that Auth Service and no other.
     async fn ask(&self, user: &UserCredentials, auth: &Place) -> Result<(), String> {
-        let api = self.api(user, Via::Auth(auth.addr.clone()), sni::host_name(&auth.id))?;
+        let api = self.api(user, auth, Via::Auth(auth.addr.clone()), sni::host_name(&auth.id))?;
         if !auth.knows {
             return api.ping().await.map(drop).map_err(told);
         }
@@ -80,7 +81,7 @@ impl Walker {
 
     /// The Auth Service and a host, by way of that Proxy and no other.
     async fn pass(&self, user: &UserCredentials, proxy: &Place, hosts: &[Place]) -> Result<(), String> {
-        let api = self.api(user, Via::Proxy(proxy.addr.clone()), sni::role_name(&SystemRole::Auth, user.cluster()))?;
+        let api = self.api(user, proxy, Via::Proxy(proxy.addr.clone()), sni::role_name(&SystemRole::Auth, user.cluster()))?;
         api.trust(user.cluster()).await.map_err(|error| format!("no Auth Service is reached through it: {error}"))?;
         let mut last = Ok(());
         for host in hosts {
@@ -103,15 +104,19 @@ impl Walker {
         last
     }
 
-    fn api(&self, user: &UserCredentials, via: Via, server_name: String) -> Result<Api, String> {
+    fn as_old_as(&self, place: &Place) -> Version {
+        if place.version.release_order(&self.version).is_lt() { place.version.clone() } else { self.version.clone() }
+    }
+
+    fn api(&self, user: &UserCredentials, place: &Place, via: Via, server_name: String) -> Result<Api, String> {
         let trust = Trust::Cluster(user.trust.swap().map_err(told)?);
         let access = Access::Fixed { trust, server_name, identity: Some(user.tls.clone()) };
-        let (version, clock) = (self.version.clone(), self.clock.clone());
+        let (version, clock) = (self.as_old_as(place), self.clock.clone());
         Ok(Api::new(ApiSettings { via, access, role: "tsh".into(), version, skip_version_check: false, clock }))
     }
 
     async fn session(&self, user: &UserCredentials, proxy: &Place, host: &Place) -> Result<(), String> {
-        let dialer = user.dialer(&proxy.addr, "tsh", &self.version, &self.clock).map_err(told)?.only_by(&proxy.id);
+        let dialer = user.dialer(&proxy.addr, "tsh", &self.as_old_as(proxy), &self.clock).map_err(told)?.only_by(&proxy.id);
         let talk = self.talk(user, &dialer, host);
         tokio::time::timeout(EACH, talk).await.unwrap_or_else(|_| Err(format!("not open within {} seconds", EACH.as_secs())))
     }
