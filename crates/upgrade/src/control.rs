@@ -182,6 +182,16 @@ fn under_way(control: &ControlRecord) -> Option<Upgrade> {
     Upgrade::deserialize(control.upgrade.as_ref()?).ok()
 }
 
+/// Whether a major is being rolled. Before its windows settle, within a major, and where one process takes over, the windows are those of a
+/// cluster at rest. What cannot be read is judged by every rule.
+fn rolls(control: &ControlRecord) -> bool {
+    control.upgrade.is_some()
+        && under_way(control).is_none_or(|upgrade| {
+            let begun = control.windows.get(AUTH).is_some_and(|window| window.contains(upgrade.target.major()));
+            upgrade.way == Way::Roll && begun
+        })
+}
+
 /// The record after a major that took the cluster over gives it back: the older one may start again, everybody who serves now is
 /// fenced, and the newer one does not take over by itself. Members must be back at the older major, and migrations undone.
 pub fn give_back(control: &ControlRecord, major: u64) -> Result<ControlRecord, Public> {
@@ -231,7 +241,7 @@ pub fn finalize(control: &ControlRecord, binary: &Version) -> Result<ControlReco
 
 /// What is wrong with a record, for `/readyz` and the tests: the invariants I1 and I4 of the upgrade design, and its shape.
 pub fn faults(control: &ControlRecord) -> Vec<String> {
-    let phase = if control.upgrade.is_some() { Phase::Rolling } else { Phase::Resting };
+    let phase = if rolls(control) { Phase::Rolling } else { Phase::Resting };
     let mut all: Vec<String> = check_windows(&control.windows, phase).iter().map(ToString::to_string).collect();
     if control.min_writer_epoch > control.epoch {
         all.push("the minimum writer epoch is above the epoch".into());

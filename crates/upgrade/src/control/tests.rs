@@ -147,3 +147,21 @@ fn unknown_fields_of_a_newer_release_survive_every_move() {
     let json = serde_json::to_string(&after).unwrap();
     assert_eq!(serde_json::from_str::<ControlRecord>(&json).unwrap(), after);
 }
+
+#[test]
+fn windows_at_rest_are_no_fault_until_a_major_is_rolled() {
+    let born = born("8.0.0");
+    let upgrade = |way: &str, target: &str| {
+        serde_json::json!({"id": "u", "from": "8.0.0", "target": target, "direction": "up", "way": way, "begun": "2026-11-23T12:00:00Z",
+            "by": "ann", "generation": 1})
+    };
+    for (way, target) in [("swap", "8.1.0"), ("take-over", "9.0.0"), ("roll", "9.0.0")] {
+        let begun = ControlRecord { upgrade: Some(upgrade(way, target)), ..born.clone() };
+        assert_eq!(faults(&begun), Vec::<String>::new(), "{way}");
+    }
+    let mut rolls = ControlRecord { upgrade: Some(upgrade("roll", "9.0.0")), ..born.clone() };
+    rolls.windows.insert(AUTH.into(), types::control::Window::new(8, 9));
+    assert!(!faults(&rolls).is_empty());
+    // What cannot be read is judged by every rule.
+    assert!(!faults(&ControlRecord { upgrade: Some(serde_json::json!("later")), ..born }).is_empty());
+}

@@ -1,7 +1,7 @@
 //! Invariants of a course of events: two readings in a row, what those who act have seen, and the way back.
 
 use super::{Facts, Fault, Invariant, fault, plan, state};
-use crate::plan::{Direction, Finding, Upgrade, Verdict, View, Way, decide, ideal};
+use crate::plan::{Condition, Direction, Finding, Member, Upgrade, Verdict, View, Way, decide, ideal};
 
 /// More looks than any way back needs.
 const MAX_LOOKS: usize = 600;
@@ -99,7 +99,8 @@ pub(super) fn i15(view: &View) -> Vec<Fault> {
         }
         if decision.verdict() == Verdict::Done {
             // A major that was taken over is given back when its process has yet to be replaced.
-            let moved = world.members.iter().all(|member| member.version.major() == from.major()) || way == Way::TakeOver;
+            let moved = world.members.iter().filter(|member| is_there(&world, member)).all(|member| member.version.major() == from.major());
+            let moved = moved || way == Way::TakeOver;
             return if moved { Vec::new() } else { vec![fault(Invariant::Return, "the way back ended elsewhere")] };
         }
         if !ideal(&mut world, &decision) {
@@ -113,6 +114,12 @@ pub(super) fn i15(view: &View) -> Vec<Fault> {
         }
     }
     vec![fault(Invariant::Return, "the way back has no end")]
+}
+
+/// Who is silent or refused goes nowhere; rescue takes it up when it is back.
+fn is_there(world: &View, member: &Member) -> bool {
+    let silent = world.now.since(member.last_seen) > world.policy.offline_after.0;
+    !silent && !matches!(member.state, Condition::Quarantined | Condition::Missing)
 }
 
 fn back(upgrade: &Upgrade) -> Upgrade {

@@ -123,8 +123,10 @@ pub(super) fn i14(view: &View, _: Option<&Upgrade>) -> Vec<Fault> {
 pub(super) fn i16(view: &View, upgrade: Option<&Upgrade>) -> Vec<Fault> {
     let mut faults = Vec::new();
     for member in view.members.iter().filter(|member| member.state == Condition::Draining && Tier::of(member) != Some(Tier::Auth)) {
-        let oldest =
-            upgrade.filter(|upgrade| upgrade.direction == Direction::Up).map_or(0, |upgrade| upgrade.target.major().saturating_sub(1));
+        // Until the next major is let in, nobody is there whom it could meet.
+        let begun = |upgrade: &&Upgrade| view.control.windows.get(AUTH).is_some_and(|window| window.contains(upgrade.target.major()));
+        let up = upgrade.filter(|upgrade| upgrade.direction == Direction::Up).filter(begun);
+        let oldest = up.map_or(0, |upgrade| upgrade.target.major().saturating_sub(1));
         let outside = barrier::outside(&view.control, &member.document(), &view.seats);
         if member.version.major() < oldest && !outside {
             faults.push(fault(Invariant::Drain, format!("{} drains at {}, two majors behind", member.name, member.version)));

@@ -210,10 +210,13 @@ pub(super) fn i19(view: &View, decision: &Decision) -> Vec<Fault> {
         if tier == Tier::Agent {
             let mut away = BTreeMap::<&str, usize>::new();
             let taken: BTreeSet<&str> = orders.iter().map(|order| order.member.id.as_str()).collect();
+            // Where more are away already, as when two who act met, it counts that no more are taken.
+            let fresh = orders.iter().filter(|order| !fleet.is_replacing(order.member));
+            let classes: BTreeSet<&str> = fresh.map(|order| order.member.class.as_str()).collect();
             for member in fleet.tier(tier).filter(|member| fleet.is_replacing(member) || taken.contains(member.id.as_str())) {
                 *away.entry(member.class.as_str()).or_default() += 1;
             }
-            let over = away.iter().filter(|(_, count)| **count > view.policy.in_flight && !taken.is_empty());
+            let over = away.iter().filter(|(class, count)| **count > view.policy.in_flight && classes.contains(*class));
             faults.extend(over.map(|(class, count)| fault(Invariant::Blast, format!("{count} of class {class} would be away"))));
         }
         let mut serving = BTreeSet::new();

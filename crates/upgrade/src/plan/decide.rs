@@ -242,7 +242,9 @@ pub(crate) fn legs(upgrade: &Upgrade) -> &'static [Leg] {
         (Way::Roll, Direction::Up) => &UP,
         (Way::Roll, Direction::Down) => &DOWN,
         (Way::TakeOver, Direction::Up) => &OVER,
-        (Way::TakeOver, Direction::Down) => &[Leaves, Move(Tier::Agent), Move(Tier::Proxy), Undo, GiveBack],
+        (Way::TakeOver, Direction::Down) => {
+            &[Open(LEAF), Leaves, Open(DRAINING), Open(AGENT), Move(Tier::Agent), Open(PROXY), Move(Tier::Proxy), Undo, GiveBack]
+        }
         (Way::Swap, Direction::Up) => &[Proof, Move(Tier::Auth), Move(Tier::Proxy), Move(Tier::Agent)],
         (Way::Swap, Direction::Down) => &[Move(Tier::Agent), Move(Tier::Proxy), Move(Tier::Auth)],
     }
@@ -283,6 +285,8 @@ fn run(draft: &mut Draft<'_>, leg: Leg) -> bool {
     match leg {
         Leg::Proof => gates::proof(draft),
         Leg::Settle => gates::settle(draft),
+        // The process that is everything stands in the way of that window, and needs it for nobody but Proxies beside it.
+        Leg::Open(PROXY) if draft.upgrade.way == Way::TakeOver && !has_to_move(draft, Tier::Proxy) => true,
         Leg::Open(role) => gates::open(draft, role),
         Leg::Close(role) => gates::close(draft, role),
         Leg::Move(tier) => moves::tier(draft, tier),
@@ -295,6 +299,10 @@ fn run(draft: &mut Draft<'_>, leg: Leg) -> bool {
         Leg::Contract => gates::contract(draft),
         Leg::GiveBack => give_back(draft),
     }
+}
+
+fn has_to_move(draft: &Draft<'_>, tier: Tier) -> bool {
+    draft.fleet.tier(tier).any(|member| !draft.upgrade.is_goal(&member.version))
 }
 
 /// The new process opens the windows itself when it starts; before that there is nothing but to replace the old one.

@@ -118,11 +118,12 @@ impl<'a> Fleet<'a> {
         !arrived && told.failed.is_none() && self.view.now <= told.at.plus(self.policy().deadline.0)
     }
 
-    /// The members of a tier. Who drains has left it, and who is quarantined was never in it, unless it was told to go there.
+    /// The members of a tier. Who drains has left it, unless it drains on its way to another release: until it is back, nobody may take its
+    /// place, as canary or as one who may be away. Who is quarantined was never in it, unless it was told to go there.
     pub fn tier(&self, tier: Tier) -> impl Iterator<Item = &'a Member> {
         self.view.members.iter().filter(move |member| {
             let counts = match member.state {
-                Condition::Draining => false,
+                Condition::Draining => member.told.as_ref().is_some_and(|told| told.boot == member.boot),
                 Condition::Quarantined => member.told.as_ref().is_some_and(|told| told.version == member.version),
                 Condition::Joining | Condition::Active | Condition::Missing => true,
             };

@@ -3,7 +3,7 @@
 use crate::world::*;
 use types::control::ClusterVersion;
 use upgrade::{
-    plan::{Direction, Stage, Step, Verdict, View, decide, ideal, plan},
+    plan::{Condition, Direction, Stage, Step, Told, Verdict, View, decide, ideal, plan},
     windows::{resting, settled},
 };
 
@@ -96,6 +96,8 @@ fn g9_one_process_that_is_everything_is_replaced_and_its_successor_takes_over() 
     let mut given = false;
     for _ in 0..100 {
         let decision = decide(&back);
+        // Windows that were closed on the way up are opened first: nobody is sent to where he is refused.
+        assert_eq!(upgrade::lint::plan(&back, &decision), []);
         given |= decision.next.iter().any(|step| matches!(step, Step::GiveBack { major: 1 }));
         if decision.verdict() == Verdict::Done {
             break;
@@ -134,4 +136,25 @@ fn a_plan_is_equal_to_the_byte_however_its_members_are_ordered() {
     let bundle = serde_json::to_string(&world).unwrap();
     let read: View = serde_json::from_str(&bundle).unwrap();
     assert_eq!(serde_json::to_string(&plan(&read)).unwrap(), bytes);
+}
+
+#[test]
+fn who_drains_on_its_way_to_another_release_is_away_and_nobody_takes_its_place() {
+    let mut world = cluster("1.0.0", 3, 1, 0);
+    world.asked = Some(v("2.0.0"));
+    let first = loop {
+        let decision = decide(&world);
+        if let Some(Step::Install { member, version, boot, .. }) = decision.next.first() {
+            let told = Told { version: version.clone(), at: world.now, boot: boot.clone(), attempts: 1, failed: None };
+            break (member.clone(), told);
+        }
+        assert!(ideal(&mut world, &decision));
+    };
+    let (id, told) = first;
+    world.seats.retain(|seat| seat.host.as_ref() != Some(&id));
+    let member = world.members.iter_mut().find(|member| member.id == id).unwrap();
+    (member.told, member.state) = (Some(told), Condition::Draining);
+    let decision = decide(&world);
+    assert!(!decision.next.iter().any(|step| matches!(step, Step::Install { .. })), "{:#?}", decision.next);
+    assert_eq!(decision.waits.iter().map(|wait| wait.code.as_str()).collect::<Vec<_>>(), ["G-06"]);
 }
