@@ -12,6 +12,8 @@ KEEP := 0
 ROUNDS := 1000
 # Rounds of fifty Auth Services on each store, in `make soak`.
 MANY := 20
+# Worlds of 1,000, 10,000 and 100,000 hosts that `make sim` plays, each twice.
+WORLDS := 200 10 2
 # Sessions that run through live restarts, in `make soak`.
 SESSIONS := 200
 # The size of the store that `make soak` backs up and restores; needs twice that on the disk.
@@ -56,6 +58,14 @@ soak: test-deps ## random tests of stores (ROUNDS=1000), a million plans, every 
 	LOCKGATE_MANY_AUTHS=50 LOCKGATE_ROUNDS=$(MANY) LOCKGATE_SOAK_SECONDS=600 LOCKGATE_STORM_SECONDS=60 \
 		scripts/with-accounts.sh cargo test --locked --package harness --test it -- --nocapture --test-threads=1 ha::
 	LOCKGATE_RESTART_SESSIONS=$(SESSIONS) scripts/with-accounts.sh cargo test --locked --package harness --test it -- --nocapture --test-threads=1 restart::
+
+.PHONY: sim
+sim: deps ## upgrades of clusters of 1,000, 10,000 and 100,000 hosts where things go wrong, on virtual time (WORLDS="200 10 2")
+	@cargo test --locked --profile demo --package sim --test it --no-run
+	@agents=1000; for seeds in $(WORLDS); do \
+		SIM_SEEDS=$$seeds SIM_AGENTS=$$agents cargo test --locked --quiet --profile demo --package sim --test it -- --nocapture seeds::; \
+		agents=$$((agents * 10)); \
+	done
 
 .PHONY: check
 check: deps tools ## format, lints, arrows, generated files, documentation, licences, advisories
