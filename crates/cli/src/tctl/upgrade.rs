@@ -287,7 +287,7 @@ fn apply(global: &Global, args: &ApplyArgs) -> Ended {
                 return Ok(seen.exit());
             }
             let id = seen.outcome.id;
-            if !asked(&format!("\nType the id of this plan, {id}, to begin: ")).could(COULD)?.is_some_and(|typed| typed == id) {
+            if asked(&format!("\nType the id of this plan, {id}, to begin: ")).could(COULD)?.as_ref() != Some(&id) {
                 return Err(Public::new(Code::Usage, "the plan was not accepted; nothing has begun")).could(COULD);
             }
             id
@@ -358,7 +358,7 @@ fn follow(connection: &Connection, format: Format) -> Ended {
             Ok(seen) => seen,
             // The Auth Service that answered is being replaced: another one, or the next process, will.
             Err(error) if error.is(Code::Unavailable) || error.is(Code::Unreachable) || error.is(Code::Timeout) => {
-                std::thread::sleep(LOOK);
+                rest(connection);
                 continue;
             }
             Err(error) => return Err(error).could(COULD),
@@ -379,8 +379,12 @@ fn follow(connection: &Connection, format: Format) -> Ended {
             }
             return Ok(seen.exit());
         }
-        std::thread::sleep(LOOK);
+        rest(connection);
     }
+}
+
+fn rest(connection: &Connection) {
+    connection.run(async { tokio::time::sleep(LOOK).await });
 }
 
 /// Whether nothing more comes by itself.

@@ -15,10 +15,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::mpsc,
     thread::{self, JoinHandle},
     time::{Duration, SystemTime},
 };
@@ -67,7 +64,7 @@ pub(crate) fn slim(program: &Path) -> Vec<u8> {
 
 /// A host whose updater makes one round after the other, as a timer would.
 pub(crate) struct Updated {
-    stop: Arc<AtomicBool>,
+    stop: Option<mpsc::Sender<()>>,
     rounds: Option<JoinHandle<()>>,
 }
 
@@ -87,12 +84,11 @@ impl Updated {
         );
         fs::write(&restart, script).unwrap();
         fs::set_permissions(&restart, fs::Permissions::from_mode(0o755)).unwrap();
-        let (stop, seen, config, root, proxy) =
-            (Arc::new(AtomicBool::new(false)), dir, member.config.clone(), channel.vendor.root(), cluster.proxy_addr());
-        let stopped = stop.clone();
+        let (seen, config, root, proxy) = (dir, member.config.clone(), channel.vendor.root(), cluster.proxy_addr());
+        let (stop, stopped) = mpsc::channel();
         let rounds = thread::spawn(move || {
             let mut told = String::new();
-            while !stopped.load(Ordering::Relaxed) {
+            loop {
                 let run = Run::new(&program).args(["update", "agent", "--format=json", "--confirm-within=2m", "--config"]).arg(&config);
                 let run = run.arg("--dir").arg(&seen).arg("--root").arg(&root).arg("--restart").arg(&restart);
                 let ran = run.arg("--proxy-server").arg(&proxy).deadline(Duration::from_secs(400)).go();
@@ -107,16 +103,19 @@ impl Updated {
                     eprintln!("{said} {}", ran.err);
                     told = said;
                 }
-                thread::sleep(Duration::from_secs(1));
+                // The timer of a host; it stops with the test.
+                if stopped.recv_timeout(Duration::from_secs(1)) != Err(mpsc::RecvTimeoutError::Timeout) {
+                    return;
+                }
             }
         });
-        Self { stop, rounds: Some(rounds) }
+        Self { stop: Some(stop), rounds: Some(rounds) }
     }
 }
 
 impl Drop for Updated {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        drop(self.stop.take());
         if let Some(rounds) = self.rounds.take() {
             let _ended = rounds.join();
         }
