@@ -221,7 +221,8 @@ fn undo(global: &Global, migration: &str, wait: Duration, format: Format) -> Out
     };
     let end = Instant::now() + wait;
     while status.state != "absent" && !status.held && Instant::now() < end {
-        connection.run(tokio::time::sleep(LOOK));
+        // Made inside, where there are timers.
+        connection.run(async { tokio::time::sleep(LOOK).await });
         let all = connection.run(connection.api().list_migrations(Empty {})).could(could())?.migrations;
         let gone = || Failure::new(could(), Public::new(Code::NotFound, "the Auth Service does not know it any more"));
         status = all.into_iter().find(|status| status.id == migration).ok_or_else(gone)?;
