@@ -64,7 +64,7 @@ pub(crate) fn slim(program: &Path) -> Vec<u8> {
 
 /// A host whose updater makes one round after the other, as a timer would.
 pub(crate) struct Updated {
-    stop: Option<mpsc::Sender<()>>,
+    stop: Option<mpsc::SyncSender<()>>,
     rounds: Option<JoinHandle<()>>,
 }
 
@@ -85,7 +85,8 @@ impl Updated {
         fs::write(&restart, script).unwrap();
         fs::set_permissions(&restart, fs::Permissions::from_mode(0o755)).unwrap();
         let (seen, config, root, proxy) = (dir, member.config.clone(), channel.vendor.root(), cluster.proxy_addr());
-        let (stop, stopped) = mpsc::channel();
+        // One word at most: that it ends.
+        let (stop, stopped) = mpsc::sync_channel(1);
         let rounds = thread::spawn(move || {
             let mut told = String::new();
             loop {
