@@ -5,8 +5,9 @@ use crate::{
     scenario::{Fate, Fault},
     world::{Life, OLD, SOURCE, TARGET, World},
 };
+use std::collections::BTreeSet;
 use types::{SystemRole, Version};
-use upgrade::plan::{Bar, Block, Decision, Direction, Finding, Gate, Said, Stage, Upgrade, Wait, Waiver, Wave};
+use upgrade::plan::{Bar, Block, Decision, Direction, Finding, Fleet, Gate, Member, Said, Stage, Upgrade, Wait, Waiver, Wave};
 
 /// After so long in calm it must have come to an end.
 const PATIENCE: u64 = 24 * HOUR;
@@ -278,9 +279,24 @@ impl World {
                     (false, _) => {}
                 }
             }
-            Gate::Stale | Gate::NoAuth | Gate::Backup | Gate::Barrier | Gate::Moving | Gate::Availability | Gate::Walk | Gate::Bake => {}
+            Gate::Availability => {
+                if let Some(goal) = self.goal() {
+                    self.not_ready_beside(&wait.members).into_iter().for_each(|host| self.install_by_hand(host, goal));
+                }
+            }
+            Gate::Stale | Gate::NoAuth | Gate::Backup | Gate::Barrier | Gate::Moving | Gate::Walk | Gate::Bake => {}
             Gate::Data | Gate::Retry | Gate::Draining | Gate::Soak | Gate::Paused => {}
         }
+    }
+
+    /// Who serves what these serve, and does not: the cure says to bring him back.
+    fn not_ready_beside(&self, held: &[String]) -> Vec<usize> {
+        let Ok(Some(upgrade)) = self.view.upgrade() else { return Vec::new() };
+        let fleet = Fleet { view: &self.view, upgrade: &upgrade };
+        let of_them = |member: &&Member| held.contains(&member.name);
+        let duties: BTreeSet<&String> = self.view.members.iter().filter(of_them).flat_map(|member| &member.serves).collect();
+        let shares = |member: &&Member| member.serves.iter().any(|served| duties.contains(served)) && !fleet.is_ready(member);
+        self.view.members.iter().filter(shares).filter_map(|member| self.by_name(&member.name)).collect()
     }
 
     /// Without any Auth Service nobody tells anything; somebody looks at the logs, and starts what the store takes.

@@ -51,6 +51,10 @@ pub(super) fn i2(view: &View, upgrade: Option<&Upgrade>) -> Vec<Fault> {
 
 /// A member that may be there: inside its windows, or not yet found out.
 fn serves(view: &View, member: &Member) -> bool {
+    // Who was evicted is silent, and is judged by the windows when he is back.
+    if crate::evict::is_evicted(&view.control, &member.document()) {
+        return false;
+    }
     matches!(member.state, Condition::Active | Condition::Draining) && !barrier::outside(&view.control, &member.document(), &view.seats)
 }
 
@@ -128,7 +132,9 @@ pub(super) fn i16(view: &View, upgrade: Option<&Upgrade>) -> Vec<Fault> {
         let up = upgrade.filter(|upgrade| upgrade.direction == Direction::Up).filter(begun);
         let oldest = up.map_or(0, |upgrade| upgrade.target.major().saturating_sub(1));
         let outside = barrier::outside(&view.control, &member.document(), &view.seats);
-        if member.version.major() < oldest && !outside {
+        // Somebody gave it up: it is silent, and meets nobody.
+        let evicted = crate::evict::is_evicted(&view.control, &member.document());
+        if member.version.major() < oldest && !outside && !evicted {
             faults.push(fault(Invariant::Drain, format!("{} drains at {}, two majors behind", member.name, member.version)));
         }
     }

@@ -71,7 +71,8 @@ pub(super) fn i11(view: &View, decision: &Decision) -> Vec<Fault> {
                 sum.2 += usize::from(ready && goes);
             };
             count(groups.entry((tier, if tier == Tier::Auth { "" } else { &member.class })).or_default());
-            if tier == Tier::Agent {
+            // Who is gone serves nobody: the last one that is left is as good as one that always was alone.
+            if tier == Tier::Agent && fleet.is_present(member) {
                 member.serves.iter().for_each(|served| count(resources.entry(served).or_default()));
             }
         }

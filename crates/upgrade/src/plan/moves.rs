@@ -244,13 +244,18 @@ impl<'a> Spare<'a> {
         let policy = &fleet.view.policy;
         let (mut left, mut serving) = (BTreeMap::new(), BTreeMap::<&str, (usize, usize)>::new());
         let mut groups = BTreeMap::<&str, (usize, usize, usize)>::new();
-        for member in fleet.tier(tier).filter(|member| member.state != Condition::Missing) {
+        for member in fleet.tier(tier) {
             let group = groups.entry(group(tier, member)).or_default();
+            // Who fell silent on its way is away all the same.
+            group.2 += usize::from(fleet.is_replacing(member));
+            if member.state == Condition::Missing {
+                continue;
+            }
             let ready = fleet.is_ready(member);
             group.0 += 1;
             group.1 += usize::from(ready);
-            group.2 += usize::from(fleet.is_replacing(member));
-            for served in &member.serves {
+            // Who is gone serves nobody: the one that is left is the only one, and moves like one that always was.
+            for served in member.serves.iter().filter(|_| fleet.is_present(member)) {
                 let (all, stay) = serving.entry(served).or_default();
                 *all += 1;
                 *stay += usize::from(ready);
