@@ -22,6 +22,8 @@ use wire::{api as pb, hello::Hello};
 
 /// A host that comes again sooner changes nothing in the inventory.
 const FRESH: Duration = Duration::from_secs(60);
+/// Who has not reported for so long has missed a heartbeat.
+const REPORTS: Duration = Duration::from_secs(90);
 /// Releases that a Proxy may tell of.
 const MAX_RELEASES: usize = 64;
 /// Characters of a peer's text that are kept.
@@ -35,6 +37,8 @@ struct Refused<'a> {
     version: Option<Version>,
     content: Option<&'a str>,
     other_build: bool,
+    /// The windows were closed to its major.
+    by_window: bool,
     why: String,
     /// The version of whom it would go through.
     server: &'a Version,
@@ -62,6 +66,7 @@ pub(crate) async fn report(call: Call, ask: pb::ReportQuarantineRequest) -> Resu
         version: ask.version.parse().ok(),
         content: None,
         other_build: ask.other_build,
+        by_window: false,
         why,
         server: &server,
         releases: &releases,
@@ -84,6 +89,7 @@ pub(crate) async fn refused(core: &Core, identity: Option<&Identity>, hello: Opt
         version: hello.parsed(),
         content: hello.content.as_deref(),
         other_build: public.is(Code::VersionBuild),
+        by_window: public.is(Code::VersionWindow),
         why: tame(&public.message),
         server: &core.version,
         releases: &[],
@@ -107,8 +113,9 @@ async fn note(core: &Core, refused: &Refused<'_>, now: Time) -> Result<(), Fault
     if refused.identity.is_none() && !refused.other_build && same_version && stored_serves {
         return Ok(());
     }
-    // Another process took its place, and it drains beside that with the sessions that it has (rule G13): the host is well.
-    if stored_serves && !same_version {
+    // Another process took its place, reports, and is admitted; this one drains beside it with the sessions that it has (rule G13).
+    let reports = stored.as_ref().is_some_and(|member| now.since(member.spec.last_seen) < REPORTS);
+    if refused.by_window && stored_serves && reports && !same_version {
         return Ok(());
     }
     let fresh = member(core, refused, &name, roles, stored.as_ref(), now);
