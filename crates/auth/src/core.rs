@@ -61,6 +61,8 @@ pub(crate) struct Core {
     pub(crate) peers: peers::Lines,
     /// The right to make a backup for somebody: one at a time.
     pub(crate) backups: Arc<tokio::sync::Semaphore>,
+    /// The right to make a plan of an upgrade for somebody: one at a time.
+    pub(crate) plans: Arc<tokio::sync::Semaphore>,
     /// The last preference that could be read.
     pub(crate) preferred: Mutex<AuthPreference>,
     pub(crate) hasher: Hasher,

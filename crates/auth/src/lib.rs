@@ -40,7 +40,7 @@ pub use audit::{Settings as AuditSettings, Shared as SharedAudit};
 pub use metrics::Metrics;
 pub use password::PasswordCost;
 pub use walk::{Pass, Place, Step, Walker};
-pub use world::{AuthError, Config, Known, Rehearsed, Releases, Storage, World};
+pub use world::{AuthError, Config, Known, REHEARSAL, Rehearsed, Releases, Storage, World};
 
 use crate::core::Core;
 use net::{
@@ -72,6 +72,7 @@ pub struct Auth {
     base: Group,
     serving: serve::Serving,
     listener: Mutex<Option<TcpListener>>,
+    carries_upgrades: bool,
     updater: Option<Arc<dyn Fn() -> Option<types::update::UpdateReport> + Send + Sync>>,
     local_addr: SocketAddr,
     /// By which others know this one.
@@ -141,6 +142,7 @@ pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
         recordings: recordings::Recordings::new(&recordings, config.host_id),
         peers: recordings::peers::Lines::default(),
         backups: Arc::new(tokio::sync::Semaphore::new(1)),
+        plans: Arc::new(tokio::sync::Semaphore::new(1)),
         preferred: Mutex::default(),
         hasher,
         gate: limits::Gate::logins(),
@@ -167,8 +169,8 @@ pub async fn build(config: Config, world: World) -> Result<Auth, AuthError> {
     admin::write(&core, &config.data_dir, local_addr)?;
     let address = instance::address(config.public_addr.as_deref(), &config.node_name, local_addr);
     let (listener, health, data_dir, schedule) = (Mutex::new(Some(listener)), world.health, config.data_dir, config.backup);
-    let updater = world.updater;
-    Ok(Auth { core, base, serving, listener, updater, local_addr, address, health, data_dir, schedule })
+    let (updater, carries_upgrades) = (world.updater, config.carries_upgrades);
+    Ok(Auth { core, base, serving, listener, updater, carries_upgrades, local_addr, address, health, data_dir, schedule })
 }
 
 impl Auth {
@@ -225,7 +227,7 @@ impl Auth {
     /// Ends an upgrade to this binary's major: its formats are in use from now on, and only a backup leads back. Refused while a
     /// migration is not flipped, or an older Auth Service may start. For whoever carries an upgrade out.
     pub async fn finalize(&self) -> Result<types::ControlRecord, Public> {
-        match windows::finalize(&self.core).await {
+        match windows::finalize(&self.core, None).await {
             Ok(record) => Ok(record),
             Err(fault) => Err(self.core.fault("this process", None, "finalize", fault).await),
         }
@@ -289,8 +291,10 @@ impl Auth {
             core.group.spawn("migrations", migrations::carry(core.clone()));
             core.group.spawn("how far migrations are", migrations::follow::run(core.clone()));
         }
-        let workshop = executor::proof::Workshop::new(self.data_dir.clone(), self.schedule.clone());
-        core.group.spawn("upgrade", executor::run(core.clone(), workshop));
+        if self.carries_upgrades {
+            let workshop = executor::proof::Workshop::new(self.data_dir.clone(), self.schedule.clone());
+            core.group.spawn("upgrade", executor::run(core.clone(), workshop));
+        }
         core.group.spawn("presence", presence::keep_self(core.clone(), own));
         core.group.spawn("where recordings lie", recordings::peers::keep(core.clone(), self.address.clone()));
         self.health.set("auth", Health::Ready);

@@ -106,6 +106,8 @@ pub(crate) async fn heartbeat(call: Call, ask: pb::HeartbeatRequest) -> Result<p
     member.spec.version = call.peer.hello.parsed().ok_or_else(|| malformed("the version cannot be read"))?;
     member.spec.skips_version_check = call.peer.hello.skips_version_check;
     member.spec.last_seen = call.now;
+    // A clock that is ahead proves nothing before its time.
+    member.spec.started = member.spec.started.min(call.now);
     quarantine::admitted(&mut member.spec, &call.peer.hello);
     core.register(&host.roles, &call.peer, member.spec.state == "draining")?;
     let lease = presence::lease_end(call.now);

@@ -131,10 +131,17 @@ fn internal(error: impl std::fmt::Display) -> Fault {
 }
 
 /// Evicts a silent member: no window waits for it until it reports again.
-pub(crate) async fn evict_member(core: &Core, name: &ResourceName, consent: &Consent, insists: bool) -> Result<ControlRecord, Fault> {
+pub(crate) async fn evict_member(
+    core: &Core,
+    name: &ResourceName,
+    consent: &Consent,
+    insists: bool,
+    under: Option<&serde_json::Value>,
+) -> Result<ControlRecord, Fault> {
     for _ in 0..TRIES {
         let (stored, seats) = (read(core).await?, seat::all(core).await?);
         by_hand(&stored.record, insists)?;
+        still_under(&stored.record, under)?;
         // A seat that cannot be read may be anybody's.
         let seated = seats.iter().any(|seat| seat.host.as_ref().is_none_or(|host| host == name));
         let next = evict(&stored.record, name, &members(&core.documents).await?, seated, consent, presence::OFFLINE_AFTER);
@@ -151,9 +158,10 @@ pub(crate) async fn evict_member(core: &Core, name: &ResourceName, consent: &Con
 
 /// Sets the cluster version to this binary's major: the end of an upgrade, and of the way back. It is the older formats alone that this
 /// gives up, so it asks for the window of `auth` and for the migrations; members one major behind keep their place (rule G4).
-pub(crate) async fn finalize(core: &Core) -> Result<ControlRecord, Fault> {
+pub(crate) async fn finalize(core: &Core, under: Option<&serde_json::Value>) -> Result<ControlRecord, Fault> {
     for _ in 0..TRIES {
         let stored = read(core).await?;
+        still_under(&stored.record, under)?;
         let states = migrations::states(core).await.map_err(internal)?;
         let state = |id: &str| states.iter().find(|(migration, _)| migration.id == id).map_or(State::Absent, |(_, state)| *state);
         let open = unfinished(core.migrations.registry(), core.version.major(), |migration| state(migration.id));

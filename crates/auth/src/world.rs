@@ -45,6 +45,8 @@ pub struct Config {
     pub audit: crate::AuditSettings,
     /// `host:port` by which others reach this Auth Service, for the inventory. Default: where it listens.
     pub public_addr: Option<String>,
+    /// Whether it carries upgrades out. Not where a backup is only tried.
+    pub carries_upgrades: bool,
     /// The migrations that this binary knows. Default: those of this release.
     pub migrations: Option<upgrade::migrate::Registry>,
 }
@@ -69,6 +71,7 @@ impl Config {
             recordings_dir: None,
             audit: crate::AuditSettings::default(),
             public_addr: None,
+            carries_upgrades: true,
             migrations: None,
         }
     }
@@ -105,6 +108,9 @@ pub struct World {
     /// What this host's updater did last; none where there is no updater.
     pub updater: Option<Arc<dyn Fn() -> Option<types::update::UpdateReport> + Send + Sync>>,
 }
+
+/// The file beside a store that says that it is there to be tried on, and nobody's.
+pub const REHEARSAL: &str = "rehearsal";
 
 /// What is known of releases, and how one is tried. The way to them is for the process around the service.
 #[tonic::async_trait]

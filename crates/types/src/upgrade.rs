@@ -53,20 +53,22 @@ pub struct Policy {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnFailure {
-    /// Nothing more is begun until somebody resumes or rolls back.
-    Pause,
     /// Likewise, and the members of that wave go back to where they came from.
     PauseAndRevert,
+    /// Nothing more is begun until somebody resumes or rolls back. What a later release says is read as this.
+    #[serde(other)]
+    Pause,
 }
 
 /// Who ends the way back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Consent {
-    /// Somebody, by `tctl upgrade finalize`.
-    Manual,
     /// This policy, once the soak is over and every gate is green. Time alone finalizes nothing.
     After,
+    /// Somebody, by `tctl upgrade finalize`. What a later release says is read as this.
+    #[serde(other)]
+    Manual,
 }
 
 /// Which releases a cluster takes by itself, and when it begins.

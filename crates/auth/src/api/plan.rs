@@ -15,9 +15,9 @@ use crate::{
 };
 use rules::{Permit, permit::Write};
 use std::time::Duration;
-use types::{Code, ControlRecord, EventKind, Public, Version};
+use types::{Code, ControlRecord, EventKind, Public, ResourceName, Version};
 use upgrade::{
-    plan::{Direction, Outcome, Pause, Said, Stage, Step, Upgrade, View, Waiver, plan},
+    plan::{Bar, Direction, Outcome, Pause, Said, Stage, Step, Upgrade, View, Waiver, decide, plan},
     render,
 };
 use wire::api::{self as pb, steer_upgrade_request::Order};
@@ -26,6 +26,8 @@ use wire::api::{self as pb, steer_upgrade_request::Order};
 const MAX_TEXT: usize = 500;
 /// The longest that a check is waived.
 const LONGEST: Duration = Duration::from_secs(30 * 86_400);
+/// How long somebody waits for another's plan.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Lost races with the executor before the caller is told.
 const TRIES: usize = 8;
 
@@ -37,7 +39,7 @@ pub(crate) async fn plan_upgrade(call: Call, ask: pb::PlanUpgradeRequest) -> Res
         let upgrade = under_way(&view)?;
         view.control = upgrade.turned(Direction::Down).write_to(&view.control);
     }
-    reply(&view, ask.with_view)
+    reply(&call, view, ask.with_view).await
 }
 
 pub(crate) async fn list_releases(call: Call, _ask: pb::Empty) -> Result<pb::ListReleasesReply, Fault> {
@@ -61,7 +63,20 @@ fn json<T: serde::Serialize>(value: &T) -> Result<bytes::Bytes, Fault> {
     serde_json::to_vec(value).map(Into::into).map_err(|error| Fault::Internal(error.to_string()))
 }
 
-fn reply(view: &View, with_view: bool) -> Result<pb::PlanUpgradeReply, Fault> {
+/// A plan of a large cluster takes a while: one is made at a time, beside everything else that is served.
+async fn reply(call: &Call, view: View, with_view: bool) -> Result<pb::PlanUpgradeReply, Fault> {
+    let busy = || Public::new(Code::Unavailable, "another plan is being made").hint("try again");
+    let turn = tokio::time::timeout(PATIENCE, call.core.plans.clone().acquire_owned()).await;
+    let turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
+    let made = tokio::task::spawn_blocking(move || {
+        let made = planned(&view, with_view);
+        drop(turn);
+        made
+    });
+    made.await.map_err(|error| Fault::Internal(error.to_string()))?
+}
+
+fn planned(view: &View, with_view: bool) -> Result<pb::PlanUpgradeReply, Fault> {
     let outcome = plan(view);
     let status = render::status(view, &outcome.decision);
     let shown = if with_view { json(view)? } else { bytes::Bytes::new() };
@@ -95,7 +110,7 @@ pub(crate) async fn steer_upgrade(call: Call, ask: pb::SteerUpgradeRequest) -> R
                 let event = event(&call, &permit, EventKind::UpgradeSteer).with("order", name).with("detail", detail);
                 call.core.audit.record(event).await?;
             }
-            reply(&look(&call.core, None).await?.view, false)
+            reply(&call, look(&call.core, None).await?.view, false).await
         }
         Err(fault) => {
             let event = event(&call, &permit, EventKind::UpgradeSteerRefused).with("order", name).with("detail", detail);
@@ -129,18 +144,22 @@ async fn steer(call: &Call, permit: &Permit<Write>, order: &Order) -> Result<(),
             rewrite(call, |_, upgrade| match upgrade.paused {
                 // It is paused; who said so first, and why, stays.
                 Some(_) => Ok(upgrade),
-                None => Ok(Upgrade { paused: Some(pause.clone()), ..upgrade }),
+                // Whatever held so far must hold anew.
+                None => Ok(Upgrade { paused: Some(pause.clone()), soaks_since: None, ..upgrade }),
             })
             .await
         }
-        Order::Resume(_) => {
+        Order::Resume(of) => {
+            let view = look(core, None).await?.view;
+            meant(&under_way(&view)?, of)?;
             book::retry(core).await?;
-            rewrite(call, |_, upgrade| Ok(resumed(upgrade))).await
+            book::forgive(core, &failed(&view)).await?;
+            rewrite(call, |view, upgrade| Ok(resumed(view, meant(&upgrade, of).map(|()| upgrade)?))).await
         }
-        Order::Rollback(_) => rewrite(call, turned_back).await,
-        Order::Finalize(_) => {
+        Order::Rollback(of) => rewrite(call, |view, upgrade| turned_back(view, meant(&upgrade, of).map(|()| upgrade)?)).await,
+        Order::Finalize(of) => {
             let said = Said { by: call.name(), at: call.now };
-            rewrite(call, |view, upgrade| finalized(view, upgrade, &said)).await
+            rewrite(call, |view, upgrade| finalized(view, meant(&upgrade, of).map(|()| upgrade)?, &said)).await
         }
         Order::Waive(waive) => {
             bounded(&waive.check)?;
@@ -185,6 +204,8 @@ async fn apply(call: &Call, permit: &Permit<Write>, apply: &pb::ApplyUpgrade) ->
                 .hint("see: tctl upgrade status")
                 .into());
         }
+        // What an earlier one left, if its end was cut off.
+        book::close(core).await?;
         let outcome = plan(&view);
         let begun = accepted(&outcome, &apply.plan)?;
         let mut upgrade = begun.clone();
@@ -222,30 +243,50 @@ fn accepted<'a>(outcome: &'a Outcome, read: &str) -> Result<&'a Upgrade, Fault> 
     Ok(begun)
 }
 
-/// Goes on. Who resumes a way back that cannot be gone any more goes up again.
-fn resumed(upgrade: Upgrade) -> Upgrade {
-    if upgrade.paused.is_none() && upgrade.direction == Direction::Down {
-        return upgrade.turned(Direction::Up);
+/// What somebody says is of the upgrade that he saw.
+fn meant(upgrade: &Upgrade, of: &pb::OfUpgrade) -> Result<(), Fault> {
+    if of.upgrade.is_empty() || of.upgrade == upgrade.id {
+        return Ok(());
     }
-    Upgrade { paused: None, ..upgrade }
+    let message = format!("the upgrade {} is under way, and {} was meant", upgrade.id, crate::login::shown(&of.upgrade));
+    Err(Public::new(Code::UpgradeRefused, message).hint("see: tctl upgrade status").into())
 }
 
+/// Members that were told and did not come to be where they were sent.
+fn failed(view: &View) -> Vec<ResourceName> {
+    let late = |told: &upgrade::plan::Told| view.now > told.at.plus(view.policy.deadline.0);
+    let failed = |member: &&upgrade::plan::Member| member.told.as_ref().is_some_and(|told| told.failed.is_some() || late(told));
+    view.members.iter().filter(failed).map(|member| member.id.clone()).collect()
+}
+
+/// Goes on the way that it went. Only a way back that has come to its end, because the upgrade was finalized, is left for the way up.
+fn resumed(view: &View, upgrade: Upgrade) -> Upgrade {
+    let no_way_back = view.control.cluster_version.major >= upgrade.target.major() && upgrade.is_major();
+    if upgrade.direction == Direction::Down && no_way_back {
+        return upgrade.turned(Direction::Up);
+    }
+    Upgrade { paused: None, soaks_since: None, ..upgrade }
+}
+
+/// What stands in the way back is shown on it, and is no reason not to take it; but for what makes it impossible.
 fn turned_back(view: &View, upgrade: Upgrade) -> Result<Upgrade, Fault> {
     if upgrade.direction == Direction::Down {
         return Ok(Upgrade { paused: None, ..upgrade });
     }
     let back = upgrade.clone().turned(Direction::Down);
     let ahead = View { asked: None, control: back.clone().write_to(&view.control), ..view.clone() };
-    match plan(&ahead).decision.blocked.first() {
+    let blocked = decide(&ahead).blocked;
+    match blocked.iter().find(|block| matches!(block.code, Bar::Final | Bar::Record)) {
         None => Ok(back),
-        Some(block) => Err(Public::new(Code::UpgradeRefused, format!("there is no way back: {} {}", block.code, block.cause))
-            .hint(block.cure.clone())
-            .into()),
+        Some(block) => {
+            let message = format!("there is no way back: {} {}", block.code, block.cause);
+            Err(Public::new(Code::UpgradeRefused, message).hint(block.cure.clone()).into())
+        }
     }
 }
 
 fn finalized(view: &View, upgrade: Upgrade, said: &Said) -> Result<Upgrade, Fault> {
-    let decision = upgrade::plan::decide(view);
+    let decision = decide(view);
     let ready = upgrade.direction == Direction::Up && matches!(decision.stage, Stage::Soak | Stage::Finalize | Stage::Done);
     if let Some(block) = decision.blocked.first() {
         return Err(Public::new(Code::UpgradeRefused, format!("{} {}", block.code, block.cause)).hint(block.cure.clone()).into());

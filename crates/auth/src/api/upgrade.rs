@@ -109,7 +109,7 @@ pub(crate) async fn evict_member(call: Call, ask: pb::EvictMemberRequest) -> Res
         return Err(malformed(format!("a reason has at most {MAX_REASON} bytes")));
     }
     let consent = Consent { by: call.name(), at: call.now, reason: ask.reason };
-    let record = windows::evict_member(&call.core, &(&host).into(), &consent, ask.during_upgrade).await?;
+    let record = windows::evict_member(&call.core, &(&host).into(), &consent, ask.during_upgrade, None).await?;
     let event = event(&call, &permit, EventKind::MemberEvict).with("name", host.to_string()).with("reason", consent.reason.as_str());
     call.core.audit.record(insisting(event, ask.during_upgrade)).await?;
     reply(&call, &record).await

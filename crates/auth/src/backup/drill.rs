@@ -54,9 +54,16 @@ pub struct Drilled {
 /// A directory that goes when it is dropped.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
+/// What the names of scratch directories begin with.
+const PREFIX: &str = "lockgate-drill-";
+
 impl Scratch {
+    pub(crate) fn is_one(name: &std::ffi::OsStr) -> bool {
+        name.to_string_lossy().starts_with(PREFIX)
+    }
+
     pub(crate) fn new(base: &Path) -> Result<Self, Public> {
-        let path = base.join(format!("lockgate-drill-{}", uuid::Uuid::new_v4().simple()));
+        let path = base.join(format!("{PREFIX}{}", uuid::Uuid::new_v4().simple()));
         let unusable = |error: std::io::Error| Public::new(Code::BackupIo, format!("{}: {error}", path.display()));
         fs::DirBuilder::new().mode(0o700).create(&path).map_err(unusable)?;
         Ok(Self(path))
@@ -93,6 +100,7 @@ pub async fn drill(base: &Path, file: File, terms: Terms, clock: SharedClock, pr
     config.storage = Storage::Sqlite { path };
     config.listen_addr = ([127, 0, 0, 1], 0).into();
     config.production = false;
+    config.carries_upgrades = false;
     let world = World {
         clock: clock.clone(),
         version: terms.version.clone(),

@@ -310,6 +310,11 @@ fn next_control(mut record: ControlRecord, epoch: u64, before: u64, head: &Head,
     record.min_writer_epoch = epoch;
     // It belonged to a runner that is fenced.
     record.migration_lease = None;
+    // An upgrade that was under way then goes on only when somebody says so now.
+    if let Some(upgrade) = record.upgrade.as_mut().and_then(serde_json::Value::as_object_mut) {
+        let reason = format!("restored from backup {}", head.id);
+        upgrade.insert("paused".into(), serde_json::json!({"by": "restore", "at": terms.now, "reason": reason}));
+    }
     let mut noted = record.backup.take().filter(serde_json::Value::is_object).unwrap_or_else(|| serde_json::json!({}));
     if let Some(noted) = noted.as_object_mut() {
         let restored = serde_json::json!({"id": head.id.to_string(), "made": head.created, "at": terms.now, "epoch_before": before});

@@ -8,7 +8,7 @@
 use crate::{
     core::{Core, Fault},
     executor::{
-        book::{self, Told},
+        book::{self, Ended, Told},
         look::Look,
         proof::Workshop,
     },
@@ -30,7 +30,7 @@ use types::{
 use upgrade::{
     barrier::Move,
     evict::Consent,
-    plan::{Member, Pause, Step, Upgrade, Walk},
+    plan::{Direction, Member, Pause, Step, Upgrade, Walk},
     render,
 };
 
@@ -38,19 +38,32 @@ use upgrade::{
 const OURS: &str = "upgrade_targets";
 /// Users' paths that are walked at the same time.
 const WALKERS: usize = 16;
+/// Those of one look: what people say is heard between two looks.
+const WALKS: usize = 64;
 /// For a barrier that is about to open.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// By whom an executor says that it does something.
 const BY: &str = "upgrade";
 
-/// Does the steps of one decision; says whether anything was done.
+/// Does the steps of one decision; says whether anything was done. One that fails is no reason to leave the others undone; the first fault
+/// is told at the end.
 pub(crate) async fn act(core: &Arc<Core>, workshop: &Workshop, look: &Look, steps: &[Step]) -> Result<bool, Fault> {
+    let (mut done, mut fault) = (false, None);
+    let mut note = |outcome: Result<bool, Fault>| match outcome {
+        Ok(did) => done |= did,
+        Err(error) => drop(fault.get_or_insert(error)),
+    };
+    // A pause first: what it stops is not begun beside it.
+    let (pauses, others): (Vec<&Step>, Vec<&Step>) = steps.iter().partition(|step| matches!(step, Step::Pause { .. }));
+    for step in pauses {
+        note(one(core, workshop, look, step).await);
+    }
     let installs: Vec<Install<'_>> = steps.iter().filter_map(|step| Install::of(step, look)).collect();
-    let mut done = direct(core, look, &installs).await?;
-    let walks: Vec<&Member> = steps.iter().filter_map(|step| walked(step, look)).collect();
-    done |= walk(core, &walks).await?;
-    for step in steps {
-        done |= one(core, workshop, look, step).await?;
+    note(direct(core, look, &installs).await);
+    let walks: Vec<&Member> = steps.iter().filter_map(|step| walked(step, look)).take(WALKS).collect();
+    note(walk(core, &walks).await);
+    for step in others {
+        note(one(core, workshop, look, step).await);
     }
     let told = render::describe(steps);
     if done && !told.is_empty() && steps.iter().any(|step| !matches!(step, Step::Walk { .. })) {
@@ -58,7 +71,7 @@ pub(crate) async fn act(core: &Arc<Core>, workshop: &Workshop, look: &Look, step
         let event = core.event(EventKind::UpgradeStep).with("steps", told).with("server_id", core.host_id.to_string());
         core.audit.record(event).await?;
     }
-    Ok(done)
+    fault.map_or(Ok(done), Err)
 }
 
 /// All but directives and walks, which go together.
@@ -71,6 +84,7 @@ async fn one(core: &Arc<Core>, workshop: &Workshop, look: &Look, step: &Step) ->
         Step::Widen { role, major } => moved(core, look, Move::Widen { role: role.clone(), major: *major }).await?,
         Step::Narrow { role, lo, hi } => moved(core, look, Move::Narrow { role: role.clone(), lo: *lo, hi: *hi }).await?,
         Step::Migrate { id, undo } => {
+            windows::still_under(&windows::read(core).await?.record, under(look))?;
             let migration = core.migrations.find(id)?;
             let runner = migrations::runner(core, migration)?;
             runner.turn(*undo).await?;
@@ -78,7 +92,9 @@ async fn one(core: &Arc<Core>, workshop: &Workshop, look: &Look, step: &Step) ->
         }
         Step::Evict { member, reason, .. } => {
             let consent = Consent { by: BY.into(), at: core.now(), reason: reason.clone() };
-            windows::evict_member(core, member, &consent, true).await?;
+            windows::evict_member(core, member, &consent, true, under(look)).await?;
+            let event = core.event(EventKind::MemberEvict).with("name", member.as_str()).with("reason", reason.as_str());
+            core.audit.record(event.with("server_id", core.host_id.to_string())).await?;
         }
         Step::Soak => {
             let now = core.now();
@@ -86,11 +102,15 @@ async fn one(core: &Arc<Core>, workshop: &Workshop, look: &Look, step: &Step) ->
         }
         Step::Pause { reason, revert } => {
             let pause = Pause { by: BY.into(), at: core.now(), reason: reason.clone(), failed: true, revert: *revert };
-            let event = core.event(EventKind::UpgradePause).with("error", reason.as_str());
-            core.audit.record(event.with("server_id", core.host_id.to_string())).await?;
-            return rewrite(core, look, |upgrade| Upgrade { paused: Some(pause), ..upgrade }).await;
+            // Whatever held so far must hold anew.
+            let paused = rewrite(core, look, |upgrade| Upgrade { paused: Some(pause), soaks_since: None, ..upgrade }).await?;
+            if paused {
+                let event = core.event(EventKind::UpgradePause).with("error", reason.as_str());
+                core.audit.record(event.with("server_id", core.host_id.to_string())).await?;
+            }
+            return Ok(paused);
         }
-        Step::Finalize => drop(windows::finalize(core).await?),
+        Step::Finalize => drop(windows::finalize(core, under(look)).await?),
         Step::GiveBack { major } => {
             let next = upgrade::control::give_back(&look.control.record, *major)?;
             return Ok(windows::write(core, &look.control, next).await?.is_some());
@@ -100,9 +120,14 @@ async fn one(core: &Arc<Core>, workshop: &Workshop, look: &Look, step: &Step) ->
     Ok(true)
 }
 
+/// On whose behalf things are done: nobody may have said something else of it meanwhile.
+fn under(look: &Look) -> Option<&serde_json::Value> {
+    look.control.record.upgrade.as_ref()
+}
+
 /// A window moves only while the upgrade stands as it was looked at. What need only be waited for is no fault.
 async fn moved(core: &Arc<Core>, look: &Look, wanted: Move) -> Result<(), Fault> {
-    let asked = Asked { wanted, insists: true, patience: PATIENCE, under: look.control.record.upgrade.clone() };
+    let asked = Asked { wanted, insists: true, patience: PATIENCE, under: under(look).cloned() };
     let record = windows::move_windows(core, &asked).await?;
     core.migrations.wake();
     let event = core.event(EventKind::WindowMove).with("generation", record.window_gen).with("server_id", core.host_id.to_string());
@@ -120,8 +145,13 @@ async fn rewrite(core: &Core, look: &Look, edit: impl FnOnce(Upgrade) -> Upgrade
     Ok(windows::write(core, &look.control, next).await?.is_some())
 }
 
+/// First what was said of members, then the record: a process that is killed in between does all of it again.
 async fn finish(core: &Core, look: &Look) -> Result<bool, Fault> {
     let Ok(Some(upgrade)) = look.view.upgrade() else { return Ok(false) };
+    directed(core, Vec::new()).await?;
+    book::close(core).await?;
+    let back = upgrade.direction == Direction::Down;
+    book::note_end(core, &Ended { target: upgrade.target.clone(), back, at: core.now(), extra: Extra::new() }).await?;
     let next = types::ControlRecord { upgrade: None, ..look.control.record.clone() };
     if windows::write(core, &look.control, next).await?.is_none() {
         return Ok(false);
@@ -129,8 +159,6 @@ async fn finish(core: &Core, look: &Look) -> Result<bool, Fault> {
     tracing::info!(from = %upgrade.source(), to = %upgrade.goal(), "the upgrade is done");
     let event = core.event(EventKind::UpgradeEnd).with("from", upgrade.source().to_string()).with("to", upgrade.goal().to_string());
     core.audit.record(event.with("upgrade", upgrade.id.as_str()).with("by", upgrade.by.as_str())).await?;
-    book::close(core).await?;
-    directed(core, Vec::new()).await?;
     Ok(true)
 }
 
@@ -183,9 +211,6 @@ async fn direct(core: &Core, look: &Look, installs: &[Install<'_>]) -> Result<bo
         goes_there(&was.version) && look.view.member(id).is_some_and(|member| !arrived(member))
     };
     let earlier = look.told.iter().filter(|(id, was)| !told.contains(id) && waits(id, was));
-    if installs.is_empty() && earlier.clone().count() == look.told.len() {
-        return Ok(false);
-    }
     let fresh = installs.iter().map(|install| (&install.member.id, install.version, install.attempt));
     let all = fresh.chain(earlier.map(|(id, was)| (id, &was.version, was.attempts)));
     let (generation, written) = directed(core, targets(look, all)).await?;
@@ -194,8 +219,18 @@ async fn direct(core: &Core, look: &Look, installs: &[Install<'_>]) -> Result<bo
         .iter()
         .map(|install| {
             let Install { member, version, attempt } = install;
-            let told =
-                Told { version: (*version).clone(), at, boot: member.boot.clone(), attempts: *attempt, generation, extra: Extra::new() };
+            let told = Told {
+                version: (*version).clone(),
+                at,
+                boot: member.boot.clone(),
+                attempts: *attempt,
+                generation,
+                name: member.name.clone(),
+                roles: member.roles.clone(),
+                class: member.class.clone(),
+                from: member.version.clone(),
+                extra: Extra::new(),
+            };
             (member.id.clone(), told)
         })
         .collect();

@@ -9,8 +9,9 @@ use crate::{
     vault::{self, Held, VaultError},
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use store::{Batch, Key};
-use types::{Extra, HostId, ResourceName, Time, Version};
+use types::{Extra, HostId, ResourceName, SystemRole, Time, Version};
 use upgrade::plan::{Backup, Drill, Rehearsal, Waiver, Walk};
 
 /// What a member was directed to, and by which directive: what its updater reports of an older one says nothing.
@@ -21,6 +22,12 @@ pub(crate) struct Told {
     pub(crate) boot: String,
     pub(crate) attempts: u32,
     pub(crate) generation: u64,
+    /// Who it is: its document lapses while it is silent, and it must not be forgotten then.
+    pub(crate) name: String,
+    pub(crate) roles: BTreeSet<SystemRole>,
+    pub(crate) class: String,
+    /// What it ran.
+    pub(crate) from: Version,
     #[serde(flatten)]
     pub(crate) extra: Extra,
 }
@@ -128,6 +135,48 @@ pub(crate) async fn proved(core: &Core, backup: &str, drill: Option<Drill>, rehe
     held.value.backup.rehearsal = rehearsal.or(held.value.backup.rehearsal.take());
     let batch = core.vault.batch().require(vault::unchanged(&key, Some(&held))).put(key, vault::json(&held.value), None);
     core.vault.commit(batch).await.map(drop)
+}
+
+/// The upgrade that ended last: a cluster that takes releases by itself does not take that one again.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub(crate) target: Version,
+    /// It did not come to stay.
+    pub(crate) back: bool,
+    pub(crate) at: Time,
+    #[serde(flatten)]
+    pub(crate) extra: Extra,
+}
+
+fn ended_key() -> Result<Key, store::BadKey> {
+    Key::new(["internal", "upgrade", "ended"])
+}
+
+pub(crate) async fn note_end(core: &Core, ended: &Ended) -> Result<(), VaultError> {
+    core.vault.commit(core.vault.batch().put(ended_key()?, vault::json(ended), None)).await.map(drop)
+}
+
+pub(crate) async fn ended(core: &Core) -> Result<Option<Ended>, VaultError> {
+    Ok(core.vault.read::<Ended>(&ended_key()?).await?.map(|held| held.value))
+}
+
+/// Somebody mended what had failed: users that did not get through try again, and these members are told again as if it were the second
+/// time, which makes a host forget that the release did not work there.
+pub(crate) async fn forgive(core: &Core, members: &[ResourceName]) -> Result<(), VaultError> {
+    let book = Book::read(core).await?;
+    let failed = book.walks.iter().filter(|(_, walk)| walk.failed.is_some()).map(|(member, _)| member);
+    for chunk in failed.collect::<Vec<_>>().chunks(CHUNK) {
+        let mut batch = core.vault.batch();
+        for member in chunk {
+            batch = batch.delete(Key::new(["internal", "upgrade", "walk", member])?);
+        }
+        core.vault.commit(batch).await?;
+    }
+    let again = book.told.into_iter().filter_map(|(id, told)| {
+        let member = ResourceName::new(&id).ok()?;
+        members.contains(&member).then_some((member, Told { attempts: 1, ..told }))
+    });
+    tell(core, &again.collect::<Vec<_>>()).await
 }
 
 /// Forgets a proof that failed, so that it is tried again.

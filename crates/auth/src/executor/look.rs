@@ -11,7 +11,7 @@ use crate::{
     world::Known,
 };
 use migrate::{read_journal, read_progress};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use store::control::Stored;
 use types::{
     Resource, ResourceName, SystemRole, Version,
@@ -19,7 +19,7 @@ use types::{
     update::UpdateReport,
     upgrade::Policy,
 };
-use upgrade::plan::{self, Member, Migration, View, Walk};
+use upgrade::plan::{self, Condition, Member, Migration, View, Walk};
 
 /// The label of a Proxy by which Proxies are counted together.
 const REGION: &str = "region";
@@ -46,6 +46,10 @@ pub(crate) async fn look(core: &Core, asked: Option<Version>) -> Result<Look, Fa
     let told: BTreeMap<ResourceName, Told> = book.told.into_iter().filter_map(named).collect();
     let mut walks: BTreeMap<String, Walk> = book.walks.into_iter().collect();
     let members = documents.iter().map(|document| member(document, told.get(document.name()), walks.remove(document.name().as_str())));
+    let mut members: Vec<Member> = members.collect();
+    // Who was told and never came back is not forgotten with its document.
+    let known: BTreeSet<&ResourceName> = documents.iter().map(Resource::name).collect();
+    members.extend(told.iter().filter(|(id, _)| !known.contains(id)).map(|(id, told)| lost(id, told)));
     let now = core.now();
     let view = View {
         now,
@@ -53,7 +57,7 @@ pub(crate) async fn look(core: &Core, asked: Option<Version>) -> Result<Look, Fa
         cluster: core.cluster.to_string(),
         control: control.record.clone(),
         asked,
-        members: members.collect(),
+        members,
         seats,
         leaves: Vec::new(),
         root: None,
@@ -81,11 +85,15 @@ pub(crate) async fn releases(core: &Core) -> (Vec<Known>, Option<String>) {
     }
 }
 
-async fn policy(core: &Core) -> Result<Policy, Fault> {
+/// The policy. One that a later release wrote and this one cannot read is no reason to stop: the defaults are the careful ones.
+pub(super) async fn policy(core: &Core) -> Result<Policy, Fault> {
     let name = ResourceName::new(singleton::UPGRADE_POLICY)?;
     let document = core.documents.get(<Policy as types::document::Spec>::KIND, &name).await?;
     Ok(match document {
-        Some(document) => Resource::<Policy>::from_document(document)?.spec,
+        Some(document) => Resource::<Policy>::from_document(document).map(|policy| policy.spec).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the upgrade policy cannot be read here; the defaults hold");
+            Policy::default()
+        }),
         None => Policy::default(),
     })
 }
@@ -109,9 +117,36 @@ fn member(document: &Resource<kind::Member>, told: Option<&Told>, walk: Option<W
     member
 }
 
+/// A member whose document lapsed after it was told.
+fn lost(id: &ResourceName, told: &Told) -> Member {
+    Member {
+        id: id.clone(),
+        name: told.name.clone(),
+        roles: told.roles.clone(),
+        version: told.from.clone(),
+        boot: told.boot.clone(),
+        started: told.at,
+        last_seen: told.at,
+        state: Condition::Missing,
+        class: told.class.clone(),
+        serves: BTreeSet::new(),
+        by_hand: false,
+        told: Some(plan::Told {
+            version: told.version.clone(),
+            at: told.at,
+            boot: told.boot.clone(),
+            attempts: told.attempts,
+            failed: None,
+        }),
+        path: None,
+        drains_until: None,
+    }
+}
+
 /// What the updater reports against what it was told.
 fn failed(report: &UpdateReport, told: &Told) -> Option<String> {
-    let against = matches!(report.state.as_str(), UpdateReport::REVERTED | UpdateReport::REFUSED) && report.at >= told.at;
+    // By generation and not by time: the host has a clock of its own.
+    let against = matches!(report.state.as_str(), UpdateReport::REVERTED | UpdateReport::REFUSED);
     let about = report.version.as_ref().is_none_or(|version| *version == told.version);
     (against && about && report.generation >= told.generation)
         .then(|| if report.why.is_empty() { report.state.clone() } else { report.why.clone() })
@@ -143,6 +178,10 @@ mod tests {
             boot: "a".into(),
             attempts: 1,
             generation: 7,
+            name: "web-1".into(),
+            roles: [SystemRole::Node].into(),
+            class: String::new(),
+            from: Version::new(1, 1, 0),
             extra: Extra::new(),
         };
         let report = |state: &str, version: Version, generation: u64, at: i64| UpdateReport {
@@ -158,7 +197,7 @@ mod tests {
         assert_eq!(failed(&report("reverted", two.clone(), 7, 1001), &told).as_deref(), Some("disk full"));
         assert_eq!(failed(&report("refused", two.clone(), 8, 1001), &told).as_deref(), Some("disk full"));
         assert_eq!(failed(&report("reverted", two.clone(), 6, 1001), &told), None, "an older directive");
-        assert_eq!(failed(&report("reverted", two.clone(), 7, 999), &told), None, "before it was told");
+        assert!(failed(&report("reverted", two.clone(), 7, 999), &told).is_some(), "its clock is behind");
         assert_eq!(failed(&report("reverted", Version::new(3, 0, 0), 7, 1001), &told), None, "another release");
         assert_eq!(failed(&report("confirmed", two, 7, 1001), &told), None);
     }

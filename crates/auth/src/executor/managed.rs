@@ -6,7 +6,7 @@
 
 use crate::{
     core::{Core, Fault},
-    executor::{is_ours, look},
+    executor::{book, is_ours, look},
     windows,
 };
 use std::{sync::Arc, time::Duration};
@@ -34,13 +34,19 @@ impl Watch {
 
 /// Begins the next upgrade if the policy says so; true when one began.
 pub(super) async fn begin(core: &Arc<Core>, watch: &mut Watch) -> Result<bool, Fault> {
-    if core.releases.is_none() || !watch.is_due(core.now()) || !is_ours(core).await? {
+    if core.releases.is_none() || !is_ours(core).await? || !watch.is_due(core.now()) {
         return Ok(false);
     }
+    let Some(managed) = look::policy(core).await?.managed.filter(|managed| is_open(managed, core.now())) else { return Ok(false) };
     let mut look = look::look(core, None).await?;
-    let Some(managed) = look.view.policy.managed.clone().filter(|managed| is_open(managed, look.view.now)) else { return Ok(false) };
     let Some(target) = newest(&look.view, &managed) else { return Ok(false) };
+    // What was taken back, or left somebody behind, is not begun again by itself.
+    if book::ended(core).await?.is_some_and(|ended| ended.target == target) {
+        return Ok(false);
+    }
     look.view.asked = Some(target);
+    // What an earlier one left, if its end was cut off.
+    book::close(core).await?;
     let outcome = plan(&look.view);
     let begun = outcome.decision.next.iter().find_map(|step| match step {
         Step::Begin { upgrade } => Some(upgrade.as_ref().clone()),

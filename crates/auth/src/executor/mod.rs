@@ -36,13 +36,19 @@ pub(crate) async fn run(core: Arc<Core>, workshop: Workshop) {
     let mut controls = core.mirror.controls();
     let mut backoff = Backoff::new(AGAIN.0, AGAIN.1, rand::random());
     let mut watch = managed::Watch::default();
+    workshop.sweep();
     loop {
         controls.borrow_and_update();
         let began = Instant::now();
-        let pause = match once(&core, &workshop, &mut watch).await {
+        let done = tokio::select! {
+            // It may be killed at any instant, so it may be left at any.
+            () = core.shutdown.draining() => return,
+            done = once(&core, &workshop, &mut watch) => done,
+        };
+        let pause = match done {
             Ok(true) => {
                 backoff.reset();
-                Duration::ZERO
+                began.elapsed().min(LOOK)
             }
             Ok(false) => {
                 backoff.reset();
@@ -50,6 +56,7 @@ pub(crate) async fn run(core: Arc<Core>, workshop: Workshop) {
             }
             Err(fault) => {
                 tracing::warn!(error = %fault, "the upgrade could not be carried on; looking again");
+                core.health.set(COMPONENT, Health::Attention(format!("the upgrade could not be carried on: {fault}")));
                 backoff.next()
             }
         };
@@ -69,6 +76,7 @@ async fn once(core: &Arc<Core>, workshop: &Workshop, watch: &mut managed::Watch)
         return managed::begin(core, watch).await;
     }
     if !is_ours(core).await? {
+        core.health.remove(COMPONENT);
         return Ok(false);
     }
     let look = look::look(core, None).await?;

@@ -22,13 +22,13 @@ use futures::future::BoxFuture;
 use net::clock::SharedClock;
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io,
     os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
     sync::Arc,
 };
 use store::Sqlite;
-use types::{EventKind, Extra, Secret, Version};
+use types::{Code, EventKind, Extra, Public, Secret, Version};
 use upgrade::plan::{Backup, Drill, Rehearsal};
 
 /// Where backups for upgrades go, and where they are tried.
@@ -58,12 +58,23 @@ impl Workshop {
             Ok(text) => PrivateKey::read_all(&Secret::new(text)).ok().and_then(|keys| keys.into_iter().next()).ok_or_else(unreadable),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let key = PrivateKey::generate(&mut |bytes: &mut [u8]| rand::Rng::fill_bytes(&mut rand::rng(), bytes));
-                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-                file.write_all(key.to_text().expose().as_bytes())?;
-                file.sync_all()?;
+                net::tls::write_private(&path, key.to_text().expose().as_bytes()).map_err(io::Error::other)?;
                 Ok(key)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Removes what a process that was killed left of its trials: it holds keys.
+    pub(crate) fn sweep(&self) {
+        let left = fs::read_dir(self.scratch()).into_iter().flatten().flatten();
+        for entry in left.filter(|entry| Scratch::is_one(&entry.file_name())) {
+            match fs::remove_dir_all(entry.path()) {
+                Ok(()) => tracing::warn!(path = %entry.path().display(), "removed what a killed trial of a backup had left"),
+                Err(error) => {
+                    tracing::error!(path = %entry.path().display(), %error, "a scratch directory could not be removed; it holds keys")
+                }
+            }
         }
     }
 
@@ -146,6 +157,8 @@ impl Workshop {
             let restored = restore(scratch_store.clone(), file, self.terms(core, proof)?, Arc::new(Progress::default())).await;
             scratch_store.close().await;
             restored.map_err(|error| error.public().to_string())?;
+            // What says that this store is nobody's: a rehearsal would ruin any other.
+            fs::write(path.with_file_name(crate::REHEARSAL), b"").map_err(|error| error.to_string())?;
             releases.rehearse(target, &path).await
         };
         let (at, target) = (core.now(), target.clone());
@@ -191,5 +204,12 @@ impl Workshop {
 
 /// The drill as a value of a named type: it starts an Auth Service, which carries upgrades out, which drills.
 fn drilled(base: PathBuf, file: File, terms: Terms, clock: SharedClock) -> BoxFuture<'static, Result<(), RestoreError>> {
-    Box::pin(async move { drill(&base, file, terms, clock, Arc::new(Progress::default())).await.map(drop) })
+    Box::pin(async move {
+        let drilled = drill(&base, file, terms, clock, Arc::new(Progress::default())).await?;
+        if drilled.certificate.is_none() && drilled.users > 0 {
+            let why = Public::new(Code::StoreBroken, "no user could log in to what the backup brought back");
+            return Err(why.hint("see the log of this Auth Service; users that are locked or have no role cannot").into());
+        }
+        Ok(())
+    })
 }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 use store::{Memory, Store};
-use types::{Code, ControlRecord, Time, Version};
+use types::{Code, ControlRecord, Document, SystemRole, Time, Version};
 use upgrade::{
     plan::{Outcome, Release, Verdict},
     render::Status,
@@ -170,18 +170,20 @@ async fn an_upgrade_is_proved_then_opens_the_first_window_and_goes_back_without_
     place.steer(Order::Pause("incident 4411".into())).await.unwrap();
     let paused = place.until("it is paused", |status| waits(status, "G-18")).await;
     assert!(paused.waits.iter().any(|wait| wait.cause.contains("incident 4411")), "{paused:?}");
-    place.steer(Order::Resume(pb::Empty {})).await.unwrap();
+    place.steer(Order::Resume(pb::OfUpgrade::default())).await.unwrap();
     place.until("it goes on", |status| waits(status, "G-07")).await;
 
-    let refused = place.steer(Order::Finalize(pb::Empty {})).await.unwrap_err();
+    let refused = place.steer(Order::Finalize(pb::OfUpgrade::default())).await.unwrap_err();
     assert!(refused.is(Code::UpgradeWaits), "{refused}");
-    place.steer(Order::Rollback(pb::Empty {})).await.unwrap();
+    let other = place.steer(Order::Rollback(pb::OfUpgrade { upgrade: "of last week".into() })).await.unwrap_err();
+    assert!(other.is(Code::UpgradeRefused) && other.message.contains("of last week"), "{other}");
+    place.steer(Order::Rollback(pb::OfUpgrade::default())).await.unwrap();
     place.until("it is over", |status| status.from.is_none()).await;
     let control = place.control().await;
     assert_eq!(control.upgrade, None);
     assert_eq!((control.windows["auth"].lo, control.windows["auth"].hi), (windows["auth"].lo, windows["auth"].hi));
     assert_eq!(events(&place.cluster, "upgrade.end").await[0].text("to"), "8.1.0");
-    assert!(place.steer(Order::Rollback(pb::Empty {})).await.unwrap_err().is(Code::UpgradeRefused));
+    assert!(place.steer(Order::Rollback(pb::OfUpgrade::default())).await.unwrap_err().is(Code::UpgradeRefused));
 }
 
 #[tokio::test]
@@ -197,7 +199,7 @@ async fn rows_that_the_next_release_cannot_hold_stop_an_upgrade_before_anything_
 
     // Mended, and tried again.
     *place.mirror.0.lock().unwrap() = Rehearsed { failed: "it crashed".into(), ..Rehearsed::default() };
-    place.steer(Order::Resume(pb::Empty {})).await.unwrap();
+    place.steer(Order::Resume(pb::OfUpgrade::default())).await.unwrap();
     let stopped = place.until("it stands again", |status| status.blocked.iter().any(|block| block.cause.contains("it crashed"))).await;
     assert_eq!(stopped.blocked[0].waiver.as_deref(), Some("rehearsal"));
 
@@ -209,4 +211,69 @@ async fn rows_that_the_next_release_cannot_hold_stop_an_upgrade_before_anything_
     place.until("it goes on", |status| waits(status, "G-07")).await;
     let said = events(&place.cluster, "upgrade.steer").await;
     assert!(said.iter().any(|event| event.text("detail").contains("no disk")), "{said:?}");
+}
+
+#[tokio::test]
+async fn who_resumes_a_way_back_goes_on_back() {
+    let place = Place::start().await;
+    let id = place.plan("9.0.0").await.0.id;
+    place.apply(&id).await.unwrap();
+    place.until("it waits for people", |status| waits(status, "G-07")).await;
+    // The clock stands, so the one Auth Service has to prove itself on the way back, and there is time for another word.
+    place.steer(Order::Rollback(pb::OfUpgrade::default())).await.unwrap();
+    for _ in 0..2 {
+        place.steer(Order::Resume(pb::OfUpgrade::default())).await.unwrap();
+        let status = place.plan("").await.1;
+        assert_eq!(status.to.map(|to| to.major()), Some(8), "it still goes back");
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_that_takes_releases_by_itself_begins_one_in_its_hours_and_not_again_after_it_was_taken_back() {
+    let place = Place::start().await;
+    // A host with an updater, which is behind.
+    let mut host = place.cluster.member(11, SystemRole::Node).await.0;
+    let now = place.cluster.now();
+    let updated = move || {
+        let mut beats = beat(11, "web-1", &[], 0);
+        let mut says = Document::from_json(&beats.member).unwrap();
+        says.spec["update"] = serde_json::json!({"state": "idle", "at": now});
+        beats.member = says.to_json().into();
+        member_only(beats)
+    };
+    host.heartbeat(updated()).await.unwrap();
+    let policy = |from: u8, to: u8| {
+        document(serde_json::json!({"kind": "upgrade_policy", "version": "v1", "metadata": {"name": "upgrade-policy"},
+            "spec": {"managed": {"minors_only": false, "from_hour": from, "to_hour": to}}}))
+    };
+    // It is eight o'clock there.
+    let mut admin = place.cluster.admin();
+    let shut = create(&mut admin, &policy(9, 10)).await.unwrap();
+    let clock = place.cluster.clock.clone();
+    let begun = async || events(&place.cluster, "upgrade.begin").await.len();
+    let mut open = policy(8, 9);
+    open.metadata.revision = shut.metadata.revision;
+    assert_eq!(begun().await, 0);
+    update(&mut admin, &open).await.unwrap();
+    // It looks once a minute.
+    clock.advance(Duration::from_secs(61));
+    let wait = async {
+        while begun().await == 0 {
+            host.heartbeat(updated()).await.ok();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let begins = tokio::time::timeout(Duration::from_secs(60), wait).await;
+    assert!(begins.is_ok(), "it begins by itself: {:#?}", place.plan("9.0.0").await.0.decision);
+    assert_eq!(events(&place.cluster, "upgrade.begin").await[0].text("by"), "upgrade_policy");
+    place.steer(Order::Rollback(pb::OfUpgrade::default())).await.unwrap();
+    place.cluster.clock.advance(Duration::from_secs(700));
+    place.until("it is over", |status| status.from.is_none()).await;
+    // Three looks later.
+    for _ in 0..3 {
+        clock.advance(Duration::from_secs(61));
+        host.heartbeat(updated()).await.ok();
+        tokio::time::sleep(Duration::from_secs(6)).await;
+    }
+    assert_eq!(begun().await, 1, "what was taken back is not begun again");
 }

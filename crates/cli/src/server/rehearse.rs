@@ -16,6 +16,10 @@ pub(super) fn rehearse(path: &Path) -> Outcome {
     if !path.is_file() {
         return Err(Public::new(Code::Usage, format!("{}: there is no such file", path.display()))).could(COULD);
     }
+    if !path.with_file_name(auth::REHEARSAL).exists() {
+        let refused = Public::new(Code::Usage, format!("{} is not marked as a copy that is nobody's", path.display()));
+        return Err(refused.hint("the upgrade rehearses by itself, on what a backup brought back")).could(COULD);
+    }
     let registry = upgrade::migrate::registry().map_err(|error| Public::new(Code::Internal, error.to_string())).could(COULD)?;
     let began = Instant::now();
     let opened = Sqlite::open(path, Arc::new(store::System)).map_err(|error| Public::new(Code::StoreBroken, error.to_string()));

@@ -23,7 +23,7 @@ use upgrade::{
     render::{Status, explain, headline, status_text},
 };
 use wire::api::{
-    ApplyUpgrade, Empty, PlanUpgradeReply, PlanUpgradeRequest, SearchEventsRequest, SteerUpgradeRequest, WaiveCheck,
+    ApplyUpgrade, Empty, OfUpgrade, PlanUpgradeReply, PlanUpgradeRequest, SearchEventsRequest, SteerUpgradeRequest, WaiveCheck,
     steer_upgrade_request::Order,
 };
 
@@ -46,7 +46,7 @@ pub(crate) enum Upgrade {
     },
     /// Begins the upgrade that a plan showed; the cluster carries it out by itself
     #[command(
-        after_help = "Without --plan the plan is shown, and you are asked for its id. When the cluster has changed since it was read, nothing begins.\n\nExamples:\n  tctl upgrade apply --to 2.0.0\n  tctl upgrade apply --to 2.0.0 --plan 7f3a19c2-2 --wait\n\nExit status: 0 begun (with --wait: done), 10 it waits for consent, 3 blocked, 4 refused, 5 failed and paused."
+        after_help = "Without --plan the plan is shown, and you are asked for its id. When the cluster has changed since it was read, nothing begins.\n\nExamples:\n  tctl upgrade apply --to 2.0.0\n  tctl upgrade apply --to 2.0.0 --plan 7f3a19c2-2 --wait\n\nExit status: 0 begun (with --wait: done), 4 refused; without --plan 3 blocked; with --wait also 10 it waits for consent, 3 blocked, 5 failed and paused."
     )]
     Apply(ApplyArgs),
     /// Shows where the upgrade stands, what it waits for, and what is next
@@ -179,7 +179,7 @@ pub(crate) fn run(global: &Global, what: &Upgrade) -> Ended {
         Upgrade::Pause { reason } => {
             say(global, "pause the upgrade", Order::Pause(reason.clone()), "Paused: nothing more is begun. Go on with: tctl upgrade resume")
         }
-        Upgrade::Resume => say(global, "resume the upgrade", Order::Resume(Empty {}), "It goes on. See: tctl upgrade status"),
+        Upgrade::Resume => say(global, "resume the upgrade", Order::Resume(OfUpgrade::default()), "It goes on. See: tctl upgrade status"),
         Upgrade::Rollback(args) => rollback(global, args),
         Upgrade::Finalize(args) => finalize(global, args),
         Upgrade::Explain { code } => explained(global, code),
@@ -222,6 +222,11 @@ impl Seen {
 
     fn ask(connection: &Connection, ask: PlanUpgradeRequest) -> Result<Self, Public> {
         Self::read(connection.run(connection.api().plan_upgrade(ask))?)
+    }
+
+    /// The upgrade that somebody saw when he said something of it.
+    fn meant(&self) -> OfUpgrade {
+        OfUpgrade { upgrade: self.outcome.decision.upgrade.as_ref().map(|upgrade| upgrade.id.clone()).unwrap_or_default() }
     }
 
     fn exit(&self) -> ExitCode {
@@ -414,7 +419,7 @@ fn rollback(global: &Global, args: &ConsentArgs) -> Ended {
             return Err(Public::new(Code::Usage, "it was not accepted; the upgrade goes on")).could(COULD);
         }
     }
-    let seen = steer(&connection, Order::Rollback(Empty {})).could(COULD)?;
+    let seen = steer(&connection, Order::Rollback(seen.meant())).could(COULD)?;
     if args.format != Format::Text {
         print_status(&seen, args.format)?;
         return Ok(ExitCode::SUCCESS);
@@ -440,7 +445,7 @@ fn finalize(global: &Global, args: &ConsentArgs) -> Ended {
             return Err(Public::new(Code::Usage, "it was not accepted; there is still a way back")).could(COULD);
         }
     }
-    steer(&connection, Order::Finalize(Empty {})).could(COULD)?;
+    steer(&connection, Order::Finalize(seen.meant())).could(COULD)?;
     write_out("The way back ends as soon as every gate is green. See: tctl upgrade status --watch\n").could(COULD)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -172,54 +172,97 @@ fn all_run(cluster: &Cluster, version: &str) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_goes_to_the_next_major_by_one_command_and_back_while_people_work() {
-    let channel = Channel::new().await;
-    let cluster = Cluster::with(Setup { split: true, ..Setup::default() });
-    let home = tempfile::tempdir().unwrap();
-    give_channel(&cluster, &channel);
-    let hosts: Vec<Updated> = [cluster.auth(), cluster.proxy(), cluster.node()]
-        .into_iter()
-        .map(|member| {
+/// A cluster of three processes, each with an updater, that knows the channel.
+struct Fleet {
+    // Its updaters end before the processes that they restart.
+    _hosts: Vec<Updated>,
+    cluster: Cluster,
+    channel: Channel,
+    _home: tempfile::TempDir,
+}
+
+impl Fleet {
+    async fn start(policy: &str) -> Self {
+        let channel = Channel::new().await;
+        let cluster = Cluster::with(Setup { split: true, ..Setup::default() });
+        let home = tempfile::tempdir().unwrap();
+        give_channel(&cluster, &channel);
+        let hosts = [cluster.auth(), cluster.proxy(), cluster.node()].into_iter().map(|member| {
             let host = Updated::host(&cluster, &channel, member, home.path());
             member.restart();
             host
+        });
+        let hosts = hosts.collect();
+        cluster.create(policy);
+        Self { _hosts: hosts, cluster, channel, _home: home }
+    }
+
+    /// The plan, once every updater has been heard of.
+    #[track_caller]
+    fn plan(&self, to: &str) -> Value {
+        eventually(HEARD, "every member has an updater", || {
+            let plan = asked(&self.cluster, &["plan", "--to", to])?;
+            let by_hand = plan["notes"].as_array()?.iter().any(|note| note["code"] == "N-2");
+            (!by_hand && plan["verdict"] == "READY").then_some(plan)
         })
-        .collect();
-    cluster.create(POLICY);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_does_not_work_is_halted_at_its_first_canary_with_cause_and_name_and_nobody_else_is_touched() {
+    const BROKEN: &str = concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".98.0");
+    let fleet = Fleet::start(&POLICY.replace("  retry_after: 5s", "  retry_after: 5s\n  retries: 1")).await;
+    let (cluster, vendor) = (&fleet.cluster, &fleet.channel.vendor);
+    vendor.release(BROKEN, b"#!/bin/sh\necho this is no release >&2\nexit 7\n");
+    vendor.sign(SystemTime::now().into()).await;
+    let plan = fleet.plan(BROKEN);
+    let pids = [cluster.auth(), cluster.proxy(), cluster.node()].map(Member::leader);
+    cluster.tctl(["upgrade", "apply", "--to", BROKEN, "--plan", plan["id"].as_str().unwrap()]).go().ok();
+    let halted = until(cluster, "it pauses itself", |status| status["verdict"] == "failed-and-paused");
+    let block = &halted["blocked"][0];
+    assert!(block["code"] == "B-14" && block["cause"].as_str().unwrap().contains("this is no release"), "{halted:#}");
+    assert_eq!(block["members"], serde_json::json!(["auth"]));
+    assert_eq!(cluster.tctl(["upgrade", "status"]).go().status, 5);
+    assert!(cluster.tctl(["upgrade", "explain", "B-14"]).go().ok().contains("auth"));
+    all_run(cluster, env!("CARGO_PKG_VERSION"));
+    assert_eq!([cluster.auth(), cluster.proxy(), cluster.node()].map(Member::leader), pids, "nobody was restarted");
+
+    cluster.tctl(["upgrade", "rollback", "--yes"]).go().ok();
+    until(cluster, "it is taken back", |status| status["stage"] == "done" && status["from"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_goes_to_the_next_major_by_one_command_and_back_while_people_work() {
+    let fleet = Fleet::start(POLICY).await;
+    let cluster = &fleet.cluster;
     let alice = cluster.person("alice", &["access", "auditor"], &[me()]);
     until_ok(SOON, || alice.ssh(&format!("{}@node1", me()), "true"));
 
-    // The plan, once every updater has been heard of; reading it changes nothing, and nobody accepts another.
-    let plan = eventually(HEARD, "every member has an updater", || {
-        let plan = asked(&cluster, &["plan", "--to", ONE_AHEAD])?;
-        let by_hand = plan["notes"].as_array()?.iter().any(|note| note["code"] == "N-2");
-        (!by_hand && plan["verdict"] == "READY").then_some(plan)
-    });
+    // Reading the plan changes nothing, and nobody accepts another.
+    let plan = fleet.plan(ONE_AHEAD);
     let id = plan["id"].as_str().unwrap();
     assert_eq!(cluster.tctl(["upgrade", "apply", "--to", ONE_AHEAD, "--plan", "00000000-0"]).go().status, 4);
-    assert_eq!(asked(&cluster, &["status"]).unwrap()["stage"], "done");
+    assert_eq!(asked(cluster, &["status"]).unwrap()["stage"], "done");
     let text = cluster.tctl(["upgrade", "plan", "--to", ONE_AHEAD]).go().ok();
     assert!(text.contains("READY") && text.contains(id), "{text}");
 
-    let load = Load::start(&cluster, &alice);
+    let load = Load::start(cluster, &alice);
     cluster.tctl(["upgrade", "apply", "--to", ONE_AHEAD, "--plan", id]).go().ok();
-    let there = until(&cluster, "everything is moved and waits for consent", |status| waits_for(status, "G-17"));
+    let there = until(cluster, "everything is moved and waits for consent", |status| waits_for(status, "G-17"));
     assert_eq!(there["rollback"]["possible"], true, "{there}");
-    all_run(&cluster, ONE_AHEAD);
+    all_run(cluster, ONE_AHEAD);
     load.goes_on();
 
     // And back, with what was written meanwhile.
     cluster.tctl(["users", "add", "written-by-two", "--roles=access"]).go().ok();
     cluster.tctl(["upgrade", "rollback", "--yes"]).go().ok();
-    until(&cluster, "everybody is back", |status| status["stage"] == "done" && status["from"].is_null());
-    all_run(&cluster, env!("CARGO_PKG_VERSION"));
+    until(cluster, "everybody is back", |status| status["stage"] == "done" && status["from"].is_null());
+    all_run(cluster, env!("CARGO_PKG_VERSION"));
     assert!(cluster.tctl(["get", "user/written-by-two"]).go().ok().contains("written-by-two"));
     load.goes_on();
-    load.finish(&cluster, &alice);
+    load.finish(cluster, &alice);
     let history = cluster.tctl(["upgrade", "history"]).go().ok();
     for said in ["began, by plan", "rollback", "is done"] {
         assert!(history.contains(said), "{history}");
     }
-    drop(hosts);
 }

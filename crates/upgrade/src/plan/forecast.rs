@@ -51,7 +51,9 @@ fn id(decision: &Decision, forecast: &[Ahead]) -> String {
         add(&format!("{} {} {:?} {:?} {}", upgrade.from, upgrade.target, upgrade.direction, upgrade.way, upgrade.generation));
     }
     for ahead in forecast {
-        add(&format!("{} {} {}", ahead.stage.as_str(), ahead.members, ahead.what));
+        // Hosts come and go while somebody reads: how many there are of them is no other plan.
+        let what = if ahead.stage == Stage::Agents { "" } else { &ahead.what };
+        add(&format!("{} {what}", ahead.stage.as_str()));
     }
     for block in &decision.blocked {
         add(&format!("{} {}", block.code, block.members.join(" ")));

@@ -35,11 +35,7 @@ pub(crate) fn fresh_backup(draft: &mut Draft<'_>, since: Time, rehearsed: bool) 
     let view = draft.view;
     let failed = |what: &str, why: &str, waiver: &str| Block {
         waiver: Some(waiver.to_owned()),
-        ..block(
-            Bar::Proof,
-            format!("the {what} failed: {why}"),
-            format!("mend it, then: tctl backup {}", if what == "backup" { "create" } else { "drill" }),
-        )
+        ..block(Bar::Proof, format!("the {what} failed: {why}"), "mend it, then: tctl upgrade resume".into())
     };
     let level = view.control.cluster_version;
     let Some(backup) = view.backup.as_ref().filter(|backup| backup.at >= since && backup.cluster_version == level) else {
@@ -85,7 +81,7 @@ pub(crate) fn fresh_backup(draft: &mut Draft<'_>, since: Time, rehearsed: bool) 
                 draft.block(block(
                     Bar::Proof,
                     format!("the rehearsal found rows that {} cannot hold: {rows}", rehearsal.target),
-                    "see them: tctl migrations ls; mend or remove them, then: tctl backup drill".into(),
+                    "mend or remove them, then: tctl upgrade resume".into(),
                 ));
                 false
             }

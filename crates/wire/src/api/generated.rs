@@ -764,19 +764,25 @@ pub mod steer_upgrade_request {
         Pause(::prost::alloc::string::String),
         /// Goes on, and tries again what failed.
         #[prost(message, tag = "3")]
-        Resume(super::Empty),
+        Resume(super::OfUpgrade),
         /// Members go back to where they came from.
         #[prost(message, tag = "4")]
-        Rollback(super::Empty),
+        Rollback(super::OfUpgrade),
         /// The way back may end.
         #[prost(message, tag = "5")]
-        Finalize(super::Empty),
+        Finalize(super::OfUpgrade),
         #[prost(message, tag = "6")]
         Waive(super::WaiveCheck),
         /// Takes a waiver back, by its check.
         #[prost(string, tag = "7")]
         Unwaive(::prost::alloc::string::String),
     }
+}
+/// The id of the upgrade that is meant; empty means whichever is under way.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OfUpgrade {
+    #[prost(string, tag = "1")]
+    pub upgrade: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ApplyUpgrade {
