@@ -37,8 +37,6 @@ struct Refused<'a> {
     version: Option<Version>,
     content: Option<&'a str>,
     other_build: bool,
-    /// The windows were closed to its major.
-    by_window: bool,
     why: String,
     /// The version of whom it would go through.
     server: &'a Version,
@@ -66,7 +64,6 @@ pub(crate) async fn report(call: Call, ask: pb::ReportQuarantineRequest) -> Resu
         version: ask.version.parse().ok(),
         content: None,
         other_build: ask.other_build,
-        by_window: false,
         why,
         server: &server,
         releases: &releases,
@@ -89,7 +86,6 @@ pub(crate) async fn refused(core: &Core, identity: Option<&Identity>, hello: Opt
         version: hello.parsed(),
         content: hello.content.as_deref(),
         other_build: public.is(Code::VersionBuild),
-        by_window: public.is(Code::VersionWindow),
         why: tame(&public.message),
         server: &core.version,
         releases: &[],
@@ -113,9 +109,13 @@ async fn note(core: &Core, refused: &Refused<'_>, now: Time) -> Result<(), Fault
     if refused.identity.is_none() && !refused.other_build && same_version && stored_serves {
         return Ok(());
     }
-    // Another process took its place, reports, and is admitted; this one drains beside it with the sessions that it has (rule G13).
-    let reports = stored.as_ref().is_some_and(|member| now.since(member.spec.last_seen) < REPORTS);
-    if refused.by_window && stored_serves && reports && !same_version {
+    // A process of the next major, or on the way back of the one before, took its place, reports, and is admitted; this one drains beside it
+    // with the sessions that it has (rule G13).
+    let neighbour = |member: &Resource<Member>| {
+        let (refused, serves) = (refused.version.as_ref().map(Version::major), member.spec.version.major());
+        refused.is_some_and(|refused| refused.abs_diff(serves) == 1) && now.since(member.spec.last_seen) < REPORTS
+    };
+    if refused.identity.is_some() && stored_serves && stored.as_ref().is_some_and(neighbour) {
         return Ok(());
     }
     let fresh = member(core, refused, &name, roles, stored.as_ref(), now);

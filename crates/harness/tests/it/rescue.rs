@@ -21,7 +21,8 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 use types::{Public, SystemRole};
 use wire::rescue::{Status, ToHost, ToProxy, decode, encode, system};
 
-const LONG: Duration = Duration::from_secs(60);
+/// A host whose row still says that another release serves there is shown as refused once that has missed a heartbeat.
+const LONG: Duration = Duration::from_secs(150);
 
 fn archive(version: &str) -> String {
     let (os, arch) = system();
