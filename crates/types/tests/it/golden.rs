@@ -190,6 +190,9 @@ fn every_kind_of_document_is_written_and_read_as_it_was_released() {
     let signed = update::SignedDirective { directive: "{}".into(), signature: "AAAA".into() };
     let directive = update::UpdateDirective { targets: vec![target], expires: Some(day(9)), generation: 7, signed, extra: Extra::new() };
     kinds.document(singleton::UPDATE_DIRECTIVE, directive);
+    let managed = types::upgrade::Managed { minors_only: false, days: vec![2, 4], from_hour: 22, to_hour: 4 };
+    let policy = types::upgrade::Policy { min_auth: Some(2), min_proxies: Some(1), managed: Some(managed), ..Default::default() };
+    kinds.document(singleton::UPGRADE_POLICY, policy);
     let node = Node {
         hostname: NodeName::new("host1").unwrap(),
         addr: "10.0.0.1:3022".into(),
