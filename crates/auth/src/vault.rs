@@ -1,5 +1,6 @@
 //! What the store holds and the API never serves: password hashes, second factors, failed attempts, invitations,
-//! authority keys. Keys begin with `internal/`; documents begin with `doc/`, so no request can name these.
+//! authority keys. Keys begin with `secret/` (what nobody but an Auth Service ever needs) or `internal/`; documents begin with
+//! `doc/`, so no request can name these. What a monitor may be granted: docs/storage.md.
 //!
 //! Every write is conditional on what was read, and fenced like a document's.
 
@@ -59,8 +60,21 @@ pub(crate) struct Invite {
     pub(crate) extra: Extra,
 }
 
-/// What there is under `internal/`. A backup carries all of it; the tests compare this list with the sources and with a backup.
-pub const FAMILIES: &[&str] = &["account", "attempts", "audit", "auth", "backup", "ca", "host", "invite", "name", "recordings", "upgrade"];
+/// What there is besides documents. A backup carries all of it; the tests compare this list with the sources and with a backup.
+pub const FAMILIES: &[&str] = &[
+    "internal/attempts",
+    "internal/audit",
+    "internal/auth",
+    "internal/backup",
+    "internal/host",
+    "internal/invite",
+    "internal/invited",
+    "internal/name",
+    "internal/recordings",
+    "internal/upgrade",
+    "secret/account",
+    "secret/ca",
+];
 
 /// Access to the internal keys.
 #[derive(Clone)]
@@ -70,7 +84,7 @@ pub(crate) struct Vault {
 }
 
 pub(crate) fn account_key(user: &UserName) -> Result<Key, store::BadKey> {
-    Key::new(["internal", "account", user.as_str()])
+    Key::new(["secret", "account", user.as_str()])
 }
 /// Failures from everywhere.
 pub(crate) fn attempts_key(user: &UserName) -> Result<Key, store::BadKey> {
@@ -90,7 +104,7 @@ pub(crate) fn invite_key(hash: &str) -> Result<Key, store::BadKey> {
     Key::new(["internal", "invite", hash])
 }
 pub(crate) fn authority_key(kind: crate::ca::CaKind) -> Result<Key, store::BadKey> {
-    Key::new(["internal", "ca", kind.as_str()])
+    Key::new(["secret", "ca", kind.as_str()])
 }
 /// The end of an audit log that no Auth Service has claimed yet: what a restore leaves behind ([`crate::instance`]).
 pub(crate) fn anchor_key() -> Result<Key, store::BadKey> {
@@ -129,8 +143,13 @@ impl Vault {
     }
 
     pub(crate) async fn read<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<Held<T>>, VaultError> {
+        self.read_as(key, |bytes| serde_json::from_slice(bytes).ok()).await
+    }
+
+    /// A record in another form than JSON.
+    pub(crate) async fn read_as<T>(&self, key: &Key, parse: impl FnOnce(&[u8]) -> Option<T>) -> Result<Option<Held<T>>, VaultError> {
         let Some(item) = self.store.get(key).await? else { return Ok(None) };
-        let value = serde_json::from_slice(&item.value).map_err(|_| VaultError::Unreadable(key.clone()))?;
+        let value = parse(&item.value).ok_or_else(|| VaultError::Unreadable(key.clone()))?;
         Ok(Some(Held { value, revision: item.revision, expires: item.expires }))
     }
 
@@ -157,12 +176,19 @@ impl Vault {
         }
     }
 
-    /// Invitations of that user, by key.
+    /// Invitations of that user, by key: all of them are read.
     pub(crate) async fn invites_of(&self, user: &UserName) -> Result<Vec<Key>, VaultError> {
         let dir = Key::dir(["internal", "invite"])?;
         let items = store::scan(self.store.as_ref(), &dir, &dir.prefix_end()).await?;
         let of_user = |item: &store::Item| serde_json::from_slice::<Invite>(&item.value).is_ok_and(|invite| invite.user == *user);
         Ok(items.into_iter().filter(of_user).map(|item| item.key).collect())
+    }
+
+    /// The same from the index, which a migration adds.
+    pub(crate) async fn invites_indexed(&self, user: &UserName) -> Result<Vec<Key>, VaultError> {
+        let dir = Key::dir(["internal", "invited", user.as_str()])?;
+        let items = store::scan(self.store.as_ref(), &dir, &dir.prefix_end()).await?;
+        Ok(items.iter().map(|item| invite_key(item.key.name())).collect::<Result<_, _>>()?)
     }
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod backup;
 pub(crate) mod certs;
 mod check;
 mod documents;
+mod edition;
 mod events;
 mod plan;
 mod recordings;

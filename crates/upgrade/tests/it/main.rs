@@ -10,6 +10,9 @@
 
 mod broken;
 mod flow;
+mod golden;
+#[path = "../../../types/tests/it/hold.rs"]
+mod hold;
 mod model;
 mod random;
 mod scenarios;
