@@ -29,7 +29,6 @@ use types::{
     document::Spec,
     kind::{Lock, LockTarget, Member, Node},
 };
-use upgrade::migrations::host_compact;
 
 /// Lost races after which a caller is told to try again.
 const MAX_RACES: usize = 16;
@@ -98,23 +97,6 @@ impl Used {
     }
 }
 
-impl HostRecord {
-    /// As it lies in the store.
-    fn bytes(&self) -> Result<Vec<u8>, Fault> {
-        let written = match serde_json::to_value(self) {
-            Ok(serde_json::Value::Object(fields)) => host_compact::write(fields),
-            Ok(_) | Err(_) => Err("it is no object".into()),
-        };
-        written.map_err(|why| Fault::Internal(format!("the record of {} cannot be written: {why}", self.name)))
-    }
-}
-
-/// What is kept of a host.
-async fn record(core: &Core, key: &Key) -> Result<Option<Held<HostRecord>>, VaultError> {
-    let parse = |bytes: &[u8]| serde_json::from_value(host_compact::read(bytes).ok()?.into()).ok();
-    core.vault.read_as(key, parse).await
-}
-
 fn host_key(id: HostId) -> Result<Key, VaultError> {
     Ok(Key::new(["internal", "host", &id.to_string()])?)
 }
@@ -138,7 +120,7 @@ pub(crate) async fn enter(core: &Core, identity: &HostIdentity, asked: &HostName
     let Request { key, occasion, expires, .. } = *request;
     let record_key = host_key(identity.id)?;
     for _ in 0..MAX_RACES {
-        let held = record(core, &record_key).await?;
+        let held = core.vault.read::<HostRecord>(&record_key).await?;
         let (newest, used) = match next_generation(held.as_ref().map(|held| &held.value), occasion, key, core.now()) {
             Ok(next) => next,
             Err(Refused::Cloned) => return Err(cloned(core, identity).await),
@@ -157,7 +139,8 @@ pub(crate) async fn enter(core: &Core, identity: &HostIdentity, asked: &HostName
             extra: held.as_ref().map(|held| held.value.extra.clone()).unwrap_or_default(),
         };
         let batch = books.write(core, identity.id, expires)?;
-        let batch = batch.require(vault::unchanged(&record_key, held.as_ref())).put(record_key.clone(), record.bytes()?, Some(expires));
+        let batch =
+            batch.require(vault::unchanged(&record_key, held.as_ref())).put(record_key.clone(), vault::json(&record), Some(expires));
         if core.vault.commit(batch).await? {
             return Ok(Entry { identity: identity.clone().with_generation(newest), names });
         }
@@ -409,12 +392,12 @@ pub(crate) async fn is_taken(core: &Core, id: HostId, key: &str) -> Result<bool,
     if id == core.host_id || core.mirror.get(Member::KIND, &(&id).into()).is_some() {
         return Ok(true);
     }
-    Ok(record(core, &host_key(id)?).await?.is_some_and(|held| held.value.key != key))
+    Ok(core.vault.read::<HostRecord>(&host_key(id)?).await?.is_some_and(|held| held.value.key != key))
 }
 
 /// What a host in the books is called.
 pub(crate) async fn name_of(core: &Core, id: HostId) -> Result<Option<NodeName>, Fault> {
-    Ok(record(core, &host_key(id)?).await?.map(|held| held.value.name))
+    Ok(core.vault.read::<HostRecord>(&host_key(id)?).await?.map(|held| held.value.name))
 }
 
 /// Notes that a host's newest certificate arrived where it belongs.
@@ -425,12 +408,12 @@ pub(crate) async fn seen(core: &Core, host: &HostIdentity) -> Result<(), Fault> 
     }
     let key = host_key(host.id)?;
     for _ in 0..MAX_RACES {
-        let Some(held) = record(core, &key).await? else { return Ok(()) };
+        let Some(held) = core.vault.read::<HostRecord>(&key).await? else { return Ok(()) };
         if held.value.newest != generation || held.value.used == generation {
             break;
         }
         let record = HostRecord { used: generation, ..held.value.clone() };
-        let batch = core.vault.batch().require(vault::unchanged(&key, Some(&held))).put(key.clone(), record.bytes()?, held.expires);
+        let batch = core.vault.batch().require(vault::unchanged(&key, Some(&held))).put(key.clone(), vault::json(&record), held.expires);
         if core.vault.commit(batch).await? {
             break;
         }
@@ -443,7 +426,7 @@ pub(crate) async fn seen(core: &Core, host: &HostIdentity) -> Result<(), Fault> 
 pub(crate) async fn remove(core: &Core, id: HostId) -> Result<bool, Fault> {
     let key = host_key(id)?;
     for _ in 0..MAX_RACES {
-        let Some(held) = record(core, &key).await? else { return Ok(false) };
+        let Some(held) = core.vault.read::<HostRecord>(&key).await? else { return Ok(false) };
         let mut batch = core.vault.batch().require(vault::unchanged(&key, Some(&held))).delete(key.clone());
         for name in &held.value.names {
             let key = name_key(name)?;

@@ -6,7 +6,7 @@
 //! login may use it.
 
 use crate::{
-    core::{Call, Core, Fault, malformed},
+    core::{Call, Fault, malformed},
     login::{enrolment_step, shown},
     password,
     vault::{self, Account, Held, Invite, VaultError},
@@ -17,10 +17,6 @@ use store::Key;
 use types::{EventKind, Extra, Public, Secret, SystemRole, UserName, document::Spec, kind::User};
 use wire::api as pb;
 
-/// The migration that adds the index of invitations by their user.
-const BY_USER: &str = "2-invite-user";
-/// Older invitations of one user that are taken back at once; there is one, unless two were made in the same moment.
-const MOST: usize = 20;
 const DEFAULT_LIFE: Duration = Duration::from_secs(3600);
 const MAX_LIFE: Duration = Duration::from_secs(48 * 3600);
 
@@ -41,7 +37,7 @@ pub(crate) async fn create(call: Call, ask: pb::CreateInviteRequest) -> Result<p
     let expires = call.now.plus(life);
     let invite = Invite { user: user.clone(), otp: password::new_otp_secret(), created_by: call.name(), extra: Extra::new() };
     let mut batch = core.vault.batch();
-    for old in of_user(core, &user).await?.into_iter().take(MOST) {
+    for old in core.vault.invites_of(&user).await?.into_iter().take(100) {
         batch = batch.delete(old);
     }
     let key = key(&secret)?;
@@ -51,17 +47,6 @@ pub(crate) async fn create(call: Call, ask: pb::CreateInviteRequest) -> Result<p
     }
     core.audit.record(call.event(EventKind::InviteCreate).with("name", user.as_str()).with("expires", expires.to_string())).await?;
     Ok(pb::CreateInviteReply { secret: secret.to_string(), expires: expires.to_string() })
-}
-
-/// A user's invitations. The index counts if it was complete before and after it was read: an undo may remove it at any moment.
-async fn of_user(core: &Core, user: &UserName) -> Result<Vec<Key>, VaultError> {
-    if core.migrations.relies_on(BY_USER).await? {
-        let found = core.vault.invites_indexed(user).await?;
-        if core.migrations.relies_on(BY_USER).await? {
-            return Ok(found);
-        }
-    }
-    core.vault.invites_of(user).await
 }
 
 fn key(secret: &str) -> Result<Key, Fault> {
@@ -129,7 +114,7 @@ pub(crate) async fn accept(call: Call, ask: pb::AcceptInviteRequest) -> Result<p
 pub(crate) async fn purge(call: &Call, user: &UserName) -> Result<(), Fault> {
     let vault = &call.core.vault;
     let mut batch = vault.batch();
-    for invite in of_user(&call.core, user).await?.into_iter().take(MOST) {
+    for invite in vault.invites_of(user).await?.into_iter().take(100) {
         batch = batch.delete(invite);
     }
     batch = batch.delete(vault::account_key(user).map_err(VaultError::from)?);

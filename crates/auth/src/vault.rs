@@ -1,6 +1,5 @@
 //! What the store holds and the API never serves: password hashes, second factors, failed attempts, invitations,
-//! authority keys. Keys begin with `secret/` (what nobody but an Auth Service ever needs) or `internal/`; documents begin with
-//! `doc/`, so no request can name these. What a monitor may be granted: docs/storage.md.
+//! authority keys. Keys begin with `internal/`; documents begin with `doc/`, so no request can name these.
 //!
 //! Every write is conditional on what was read, and fenced like a document's.
 
@@ -60,21 +59,8 @@ pub(crate) struct Invite {
     pub(crate) extra: Extra,
 }
 
-/// What there is besides documents. A backup carries all of it; the tests compare this list with the sources and with a backup.
-pub const FAMILIES: &[&str] = &[
-    "internal/attempts",
-    "internal/audit",
-    "internal/auth",
-    "internal/backup",
-    "internal/host",
-    "internal/invite",
-    "internal/invited",
-    "internal/name",
-    "internal/recordings",
-    "internal/upgrade",
-    "secret/account",
-    "secret/ca",
-];
+/// What there is under `internal/`. A backup carries all of it; the tests compare this list with the sources and with a backup.
+pub const FAMILIES: &[&str] = &["account", "attempts", "audit", "auth", "backup", "ca", "host", "invite", "name", "recordings", "upgrade"];
 
 /// Access to the internal keys.
 #[derive(Clone)]
@@ -84,7 +70,7 @@ pub(crate) struct Vault {
 }
 
 pub(crate) fn account_key(user: &UserName) -> Result<Key, store::BadKey> {
-    Key::new(["secret", "account", user.as_str()])
+    Key::new(["internal", "account", user.as_str()])
 }
 /// Failures from everywhere.
 pub(crate) fn attempts_key(user: &UserName) -> Result<Key, store::BadKey> {
@@ -104,7 +90,7 @@ pub(crate) fn invite_key(hash: &str) -> Result<Key, store::BadKey> {
     Key::new(["internal", "invite", hash])
 }
 pub(crate) fn authority_key(kind: crate::ca::CaKind) -> Result<Key, store::BadKey> {
-    Key::new(["secret", "ca", kind.as_str()])
+    Key::new(["internal", "ca", kind.as_str()])
 }
 /// The end of an audit log that no Auth Service has claimed yet: what a restore leaves behind ([`crate::instance`]).
 pub(crate) fn anchor_key() -> Result<Key, store::BadKey> {
@@ -143,13 +129,8 @@ impl Vault {
     }
 
     pub(crate) async fn read<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<Held<T>>, VaultError> {
-        self.read_as(key, |bytes| serde_json::from_slice(bytes).ok()).await
-    }
-
-    /// A record in another form than JSON.
-    pub(crate) async fn read_as<T>(&self, key: &Key, parse: impl FnOnce(&[u8]) -> Option<T>) -> Result<Option<Held<T>>, VaultError> {
         let Some(item) = self.store.get(key).await? else { return Ok(None) };
-        let value = parse(&item.value).ok_or_else(|| VaultError::Unreadable(key.clone()))?;
+        let value = serde_json::from_slice(&item.value).map_err(|_| VaultError::Unreadable(key.clone()))?;
         Ok(Some(Held { value, revision: item.revision, expires: item.expires }))
     }
 
@@ -176,19 +157,12 @@ impl Vault {
         }
     }
 
-    /// Invitations of that user, by key: all of them are read.
+    /// Invitations of that user, by key.
     pub(crate) async fn invites_of(&self, user: &UserName) -> Result<Vec<Key>, VaultError> {
         let dir = Key::dir(["internal", "invite"])?;
         let items = store::scan(self.store.as_ref(), &dir, &dir.prefix_end()).await?;
         let of_user = |item: &store::Item| serde_json::from_slice::<Invite>(&item.value).is_ok_and(|invite| invite.user == *user);
         Ok(items.into_iter().filter(of_user).map(|item| item.key).collect())
-    }
-
-    /// The same from the index, which a migration adds.
-    pub(crate) async fn invites_indexed(&self, user: &UserName) -> Result<Vec<Key>, VaultError> {
-        let dir = Key::dir(["internal", "invited", user.as_str()])?;
-        let items = store::scan(self.store.as_ref(), &dir, &dir.prefix_end()).await?;
-        Ok(items.iter().map(|item| invite_key(item.key.name())).collect::<Result<_, _>>()?)
     }
 }
 

@@ -13,12 +13,9 @@ use std::collections::BTreeSet;
 
 macro_rules! kind {
     ($type:ident = $kind:literal) => {
-        kind!($type = $kind, "v1");
-    };
-    ($type:ident = $kind:literal, $version:literal) => {
         impl Spec for $type {
             const KIND: &'static str = $kind;
-            const VERSION: &'static str = $version;
+            const VERSION: &'static str = "v1";
         }
     };
 }
@@ -30,15 +27,13 @@ pub struct User {
     pub roles: BTreeSet<ResourceName>,
     #[serde(default)]
     pub traits: Traits,
+    /// Who made the user, for the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
     #[serde(flatten)]
     pub extra: Extra,
 }
-kind!(User = "user", "v2");
-
-impl User {
-    /// Beside `spec`: what the cluster notes of a user, `created_by` that is. Only the Auth Service writes it.
-    pub const STATUS: &str = "status";
-}
+kind!(User = "user");
 
 /// A join token. The document's name is the *hash* of the secret, so that a leaked listing admits nobody.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 //!
 //! Today: the control record's rules (`control`: birth, may this Auth start, taking over from the major before), the
 //! admission windows (`windows`: which are legal, widen, narrow; `barrier`: when the next change may come; `evict`: whom no change waits for), and the inventory (`inventory`: who runs what, who must
-//! move, rule G12), one host's way to another release (`updater`), and migrations (`migrate`: states, definitions, the registry, the next step; `migrations`: those of this product; the crate `migrate` runs
+//! move, rule G12), one host's way to another release (`updater`), and migrations (`migrate`: states, definitions, the registry, the next step; the crate of that name runs
 //! them). On these stands the planner (`plan`: what to do next on the way to another version, and why not more; `lint`: the invariants it keeps; `render`: what people read). Callers: `auth`, `migrate` and `cli`.
 
 pub mod barrier;
@@ -11,7 +11,6 @@ pub mod evict;
 pub mod inventory;
 pub mod lint;
 pub mod migrate;
-pub mod migrations;
 pub mod plan;
 pub mod render;
 pub mod updater;

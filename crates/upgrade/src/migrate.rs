@@ -2,11 +2,10 @@
 //!
 //! A migration changes how some documents are stored while the cluster serves. `definition` says what changes, as functions
 //! over rows; `state` says which side is the truth and what a writer writes; `journal` is what the store remembers;
-//! `plan` finds the next step; `registry` is the list of all and their frozen digests; `edition` is documents as another major knows them. Nothing here touches a store: the
+//! `plan` finds the next step; `registry` is the list of all and their frozen digests. Nothing here touches a store: the
 //! crate `migrate` does, with the runner and the layer that writers go through. For authors: `docs/migrations.md`.
 
 pub mod definition;
-pub mod edition;
 pub mod journal;
 pub mod plan;
 pub mod registry;

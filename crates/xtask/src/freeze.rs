@@ -25,11 +25,10 @@ const DIR: &str = "frozen";
 const WRITE: &str = "LOCKGATE_FREEZE";
 
 /// Where golden files are compared: the crate, its kinds of tests, and what their names have.
-const GOLDEN: [(&str, &[&str], &str); 6] = [
+const GOLDEN: [(&str, &[&str], &str); 5] = [
     ("types", &["--test", "it"], "golden::"),
     ("wire", &["--test", "it"], "golden::"),
     ("store", &["--lib", "--test", "it"], "as_they_were_released"),
-    ("upgrade", &["--test", "it"], "golden::"),
     ("auth", &["--lib"], "as_they_were_released"),
     ("harness", &["--test", "it"], "frozen::"),
 ];

@@ -4,7 +4,7 @@
 //! untouched, since documents stay JSON; kinds this release does not know can be read, changed and deleted, but not made.
 //! Every write is conditional, shown by lists before it is answered, and recorded.
 
-use super::{check, edition};
+use super::check;
 use crate::{
     birth::{DYNAMIC, ORIGIN},
     core::{Call, Fault, malformed},
@@ -39,7 +39,7 @@ pub(crate) async fn get(call: Call, ask: pb::GetRequest) -> Result<pb::DocumentR
     }
     let found = call.core.documents.get(&ask.kind, &name).await?;
     match found.filter(|document| permit.shows(document)) {
-        Some(document) => Ok(pb::DocumentReply { document: edition::told(&call, &document) }),
+        Some(document) => Ok(pb::DocumentReply { document: document.to_json().into() }),
         None => Err(WriteError::NotFound(format!("{}/{name}", ask.kind)).into()),
     }
 }
@@ -76,7 +76,7 @@ pub(crate) async fn list(call: Call, ask: pb::ListRequest) -> Result<pb::ListRep
         String::new()
     };
     Ok(pb::ListReply {
-        documents: view.entries.iter().map(|entry| edition::told_entry(&call, entry)).collect(),
+        documents: view.entries.iter().map(|entry| entry.json.clone()).collect(),
         next_page,
         skipped: u32::try_from(view.skipped).unwrap_or(u32::MAX),
         revision: view.revision,
@@ -84,7 +84,7 @@ pub(crate) async fn list(call: Call, ask: pb::ListRequest) -> Result<pb::ListRep
 }
 
 pub(crate) async fn create(call: Call, ask: pb::WriteRequest) -> Result<pb::DocumentReply, Fault> {
-    let mut document = edition::taken(&call, &ask.document)?;
+    let mut document = Document::from_json(&ask.document)?;
     let permit = decide_write(call.caller()?, &document.kind, Verb::Create, &document.metadata.name)?;
     check::new_document(&call, &document)?;
     document.metadata.revision = None;
@@ -93,31 +93,27 @@ pub(crate) async fn create(call: Call, ask: pb::WriteRequest) -> Result<pb::Docu
         if call.core.user(&user).is_none() {
             invites::purge(&call, &user).await?;
         }
-        note(&mut document, Some(serde_json::json!({"created_by": call.name()})));
+        document = created_by(document, &call.name());
     }
     document = updates::sealed(&call, document).await?;
     let written = call.core.documents.create(&document).await?;
     settle(&call.core, &written).await;
     record(&call, EventKind::ResourceCreate, &permit.kind, &permit.name).await?;
-    Ok(pb::DocumentReply { document: edition::told(&call, &written) })
+    Ok(pb::DocumentReply { document: written.to_json().into() })
 }
 
 pub(crate) async fn update(call: Call, ask: pb::WriteRequest) -> Result<pb::DocumentReply, Fault> {
-    let mut document = edition::taken(&call, &ask.document)?;
+    let mut document = Document::from_json(&ask.document)?;
     let permit = decide_write(call.caller()?, &document.kind, Verb::Update, &document.metadata.name)?;
     check::changed_document(&call, &document)?;
     if document.kind == AuthPreference::KIND {
         document.metadata.labels.insert(ORIGIN.into(), DYNAMIC.into());
     }
-    if document.kind == User::KIND {
-        let stored = call.core.documents.get(User::KIND, &document.metadata.name).await?;
-        note(&mut document, stored.and_then(|mut stored| stored.extra.remove(User::STATUS)));
-    }
     document = updates::sealed(&call, document).await?;
     let written = call.core.documents.update(&document).await?;
     settle(&call.core, &written).await;
     record(&call, EventKind::ResourceUpdate, &permit.kind, &permit.name).await?;
-    Ok(pb::DocumentReply { document: edition::told(&call, &written) })
+    Ok(pb::DocumentReply { document: written.to_json().into() })
 }
 
 pub(crate) async fn delete(call: Call, ask: pb::DeleteRequest) -> Result<pb::Empty, Fault> {
@@ -159,12 +155,11 @@ fn user_of(document: &Document) -> Option<UserName> {
     (document.kind == User::KIND).then(|| UserName::new(&document.metadata.name).ok()).flatten()
 }
 
-/// What the cluster notes of a user is not for the caller to say, whatever was sent.
-fn note(user: &mut Document, status: Option<serde_json::Value>) {
-    match status {
-        Some(status) => drop(user.extra.insert(User::STATUS.into(), status)),
-        None => drop(user.extra.remove(User::STATUS)),
+fn created_by(mut document: Document, who: &str) -> Document {
+    if let Some(spec) = document.spec.as_object_mut() {
+        spec.insert("created_by".into(), who.into());
     }
+    document
 }
 
 async fn record(call: &Call, kind: EventKind, document: &str, name: &ResourceName) -> Result<(), Fault> {

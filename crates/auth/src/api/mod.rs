@@ -9,7 +9,6 @@ pub(crate) mod backup;
 pub(crate) mod certs;
 mod check;
 mod documents;
-mod edition;
 mod events;
 mod plan;
 mod recordings;

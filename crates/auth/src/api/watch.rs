@@ -6,7 +6,6 @@
 //! the mirror, read once for all watchers; a slow watcher is told each document once, as it is by then, and is closed with a clear word
 //! when it takes nothing for half a minute. Rights are asked again whenever a role, user or lock changes: a watch that has lost one ends.
 
-use super::edition;
 use crate::{
     core::{Call, Fault, Who},
     metrics::count,
@@ -191,7 +190,7 @@ impl Watcher {
         for entry in beginning.whole {
             if self.permits.get(&entry.document.kind).is_some_and(|permit| permit.shows(&entry.document)) {
                 self.note(&entry);
-                self.send(Sent::Put(edition::told_entry(&self.call, &entry)), 0).await?;
+                self.send(Sent::Put(entry.json.clone()), 0).await?;
             }
         }
         for (kind, change) in beginning.changes {
@@ -223,7 +222,7 @@ impl Watcher {
                 let Some(permit) = self.permits.get(kind) else { return Ok(()) };
                 if permit.shows(&entry.document) {
                     self.note(&entry);
-                    self.send(Sent::Put(edition::told_entry(&self.call, &entry)), revision).await
+                    self.send(Sent::Put(entry.json.clone()), revision).await
                 } else {
                     self.lose(kind, entry.document.metadata.name.as_str(), revision).await
                 }

@@ -136,7 +136,8 @@ impl Proven {
 pub fn prove(file: File, terms: &Terms, progress: &Arc<Progress>) -> Result<Proven, RestoreError> {
     progress.begin(Stage::Proving, file.metadata().map(|about| about.len()).unwrap_or_default());
     let source = BufReader::with_capacity(1 << 20, Watched { inner: file, progress: progress.clone() });
-    let mut looked = Looked { authority: places_of_authority()?, control: None, pins: Vec::new(), fault: None };
+    let authority = vault::authority_key(crate::ca::CaKind::Host).map_err(LoadError::Key)?;
+    let mut looked = Looked { authority, control: None, pins: Vec::new(), fault: None };
     let verified = backup::verify_each(source, &terms.unlock, &terms.trust, &mut |key, value| looked.at(key, value))?;
     if let Some(fault) = looked.fault {
         return Err(fault);
@@ -149,23 +150,13 @@ pub fn prove(file: File, terms: &Terms, progress: &Arc<Progress>) -> Result<Prov
     Ok(Proven { verified, control, pins })
 }
 
-/// Where the host authority's private keys lie, and where they lay before a migration moved them: a backup is of any moment.
-fn places_of_authority() -> Result<Vec<Key>, RestoreError> {
-    let newest = vault::authority_key(crate::ca::CaKind::Host).map_err(LoadError::Key)?;
-    let registry = upgrade::migrate::registry().map_err(|bad| Public::new(Code::Internal, bad.to_string()))?;
-    let before = registry.iter().filter_map(|migration| migration.old_key(&newest.to_string()));
-    let before: Vec<Key> = before.map(Key::parse).collect::<Result<_, _>>().map_err(LoadError::Key)?;
-    Ok(before.into_iter().chain([newest]).collect())
-}
-
 fn malformed(why: &str) -> Public {
     Public::new(Code::BackupDamaged, why).hint("use another backup")
 }
 
 /// What the records say while a file is proven; the first that cannot be restored is kept as the fault.
 struct Looked {
-    /// Where its private keys may lie.
-    authority: Vec<Key>,
+    authority: Key,
     control: Option<ControlRecord>,
     pins: Vec<String>,
     fault: Option<RestoreError>,
@@ -188,7 +179,7 @@ impl Looked {
             let parsed = store::control::parse(value);
             self.control = Some(parsed.map_err(|why| malformed(&format!("the backup's control record cannot be read: {why}")))?);
         }
-        if self.authority.contains(&key) {
+        if key == self.authority {
             self.pins = crate::ca::pins_of_private(value).map_err(|error| malformed(&error.to_string()))?;
         }
         Ok(())

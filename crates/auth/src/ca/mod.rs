@@ -1,7 +1,7 @@
 //! The cluster's certificate authorities: two trust domains, `user` and `host`, each with an Ed25519 and a P-256 key.
 //!
 //! SSH certificates are signed with Ed25519, X.509 with P-256. The public halves are documents of kind `cert_authority`;
-//! the private halves lie under `secret/ca/<type>`, a place the API has no way to name. In memory they are wiped when
+//! the private halves lie under `internal/ca/<type>`, a place the API has no way to name. In memory they are wiped when
 //! dropped. Keys are made once, at the cluster's birth (`birth`); issuing is in [`issue`], the names that a certificate
 //! may carry in [`names`].
 

@@ -34,7 +34,7 @@ fn key(text: &str) -> Key {
     Key::parse(text).unwrap()
 }
 
-pub(crate) fn file(bytes: &[u8]) -> File {
+fn file(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     std::io::Seek::rewind(&mut file).unwrap();
@@ -99,7 +99,7 @@ async fn cluster_on(store: Arc<dyn Store>, clock: &ManualClock, version: &str) -
 }
 
 #[test]
-fn the_list_of_families_is_what_the_sources_write() {
+fn the_list_of_internal_families_is_what_the_sources_write() {
     let mut found = BTreeSet::new();
     let mut dirs = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     while let Some(dir) = dirs.pop() {
@@ -110,13 +110,11 @@ fn the_list_of_families_is_what_the_sources_write() {
                 continue;
             }
             let text = std::fs::read_to_string(&path).unwrap();
-            for top in ["internal", "secret"] {
-                for rest in text.split(&format!("[\"{top}\", \"")).skip(1) {
-                    found.insert(format!("{top}/{}", rest.split('"').next().unwrap()));
-                }
-                for rest in text.split(&format!("\"{top}/")).skip(1) {
-                    found.insert(format!("{top}/{}", rest.split(['/', '"', '<']).next().unwrap()));
-                }
+            for rest in text.split("[\"internal\", \"").skip(1) {
+                found.insert(rest.split('"').next().unwrap().to_owned());
+            }
+            for rest in text.split("\"internal/").skip(1) {
+                found.insert(rest.split(['/', '"', '<']).next().unwrap().to_owned());
             }
         }
     }
@@ -131,15 +129,7 @@ fn nothing_is_left_out_but_what_is_told_anew_by_whoever_lives() {
         left,
         ["doc/member/", "doc/node/", "internal/auth/", "internal/backup/made/", "internal/backup/turn/", "internal/recordings/"]
     );
-    for key in [
-        "control",
-        "migration/1/journal",
-        "migration/1/cursor",
-        "shadow/1/doc/user/x",
-        "internal/account/x",
-        "secret/account/x",
-        "of/the/future",
-    ] {
+    for key in ["control", "migration/1/journal", "migration/1/cursor", "shadow/1/doc/user/x", "internal/account/x", "of/the/future"] {
         assert!(content::carried(key.as_bytes()), "{key}");
     }
 }
@@ -163,7 +153,7 @@ async fn every_kind_and_every_secret_comes_back_as_it_was() {
     cluster.proxy().await.login(login_request("alice", "wrong", "", &Keys::new())).await.unwrap_err();
     // What nobody has written of its own accord, and what only a newer release knows.
     let mut given: Vec<String> = KINDS.iter().map(|(kind, _)| format!("doc/{kind}/made-up")).collect();
-    given.extend(content::FAMILIES.iter().filter(|family| **family != "secret/ca").map(|family| format!("{family}/made-up")));
+    given.extend(content::FAMILIES.iter().filter(|family| **family != "ca").map(|family| format!("internal/{family}/made-up")));
     given.extend(["future/thing/x".into(), "doc/of-the-future/x".into(), "migration/m1/journal".into(), "shadow/m1/doc/x/y".into()]);
     for (number, at) in given.iter().enumerate() {
         let expires = (number % 3 == 0).then(|| Time::from_unix(START + 86_400));
@@ -183,7 +173,7 @@ async fn every_kind_and_every_secret_comes_back_as_it_was() {
         assert_eq!(carried.iter().any(|key| key.starts_with(&dir)), !left_out, "{kind}: every kind is carried, or left out by name");
     }
     for family in content::FAMILIES {
-        let dir = format!("{family}/");
+        let dir = format!("internal/{family}/");
         let left_out = content::LEFT_OUT.iter().any(|(prefix, _)| *prefix == dir);
         assert_eq!(carried.iter().any(|key| key.starts_with(&dir)), !left_out, "{family}: carried, or left out by name");
     }

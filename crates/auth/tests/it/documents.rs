@@ -206,7 +206,7 @@ async fn changes_are_in_the_audit_log_with_who_made_them() {
     let cluster = Cluster::start().await;
     let (mut editor, ..) = cluster.logged_in("eve", &["editor"], &[]).await;
     let user = create(&mut editor, &user_document("bob", &["access"], &["app"])).await.unwrap();
-    assert_eq!(user.extra["status"]["created_by"], "eve");
+    assert_eq!(user.spec["created_by"], "eve");
     update(&mut editor, &user).await.unwrap();
     delete(&mut editor, "user", "bob").await.unwrap();
     for event in ["resource.create", "resource.update", "resource.delete"] {

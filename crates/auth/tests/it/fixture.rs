@@ -266,7 +266,7 @@ pub(crate) fn document(json: serde_json::Value) -> Document {
 
 pub(crate) fn user_document(user: &str, roles: &[&str], logins: &[&str]) -> Document {
     document(
-        serde_json::json!({"kind": "user", "version": "v2", "metadata": {"name": user}, "spec": {"roles": roles, "traits": {"logins": logins}}}),
+        serde_json::json!({"kind": "user", "version": "v1", "metadata": {"name": user}, "spec": {"roles": roles, "traits": {"logins": logins}}}),
     )
 }
 

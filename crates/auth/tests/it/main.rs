@@ -16,7 +16,6 @@ mod hosts;
 mod join;
 mod login;
 mod migrations;
-mod product;
 mod quarantine;
 mod rights;
 #[path = "../../../store/tests/it/servers/mod.rs"]

@@ -72,14 +72,14 @@ const LOCKS: Migration = Migration {
     from: ClusterVersion { major: 8, step: 0 },
     to: ClusterVersion { major: 9, step: 0 },
     floor: 8,
-    change: Change::InPlace { dir: "doc/lock", form: Form::Document { versions: ["v1", "v1"], up: unit_up, down: unit_down } },
+    change: Change::InPlace { dir: "doc/lock", form: Form::Document { up: unit_up, down: unit_down } },
     repair: Some(message_repair),
     source: "made up",
 };
 const USERS: Migration = Migration {
     id: "9-person-user",
     about: "persons are called users",
-    change: Change::Moved { from: "doc/person", to: "doc/user", form: Form::Document { versions: ["v2", "v2"], up: user, down: person } },
+    change: Change::Moved { from: "doc/person", to: "doc/user", form: Form::Document { up: user, down: person } },
     repair: None,
     ..LOCKS
 };
@@ -241,7 +241,7 @@ impl Place {
     }
 }
 
-pub(crate) async fn step(cluster: &Cluster, role: &str, wanted: pb::move_window_request::Move) -> Result<pb::WindowsReply, Public> {
+async fn step(cluster: &Cluster, role: &str, wanted: pb::move_window_request::Move) -> Result<pb::WindowsReply, Public> {
     let ask = pb::MoveWindowRequest { role: role.into(), r#move: Some(wanted), patience: 20, during_upgrade: false };
     cluster.admin().move_window(ask).await.map(tonic::Response::into_inner).map_err(|status| pb::from_status(&status))
 }
@@ -250,17 +250,17 @@ async fn narrow(cluster: &Cluster, major: u64) -> Result<pb::WindowsReply, Publi
     step(cluster, "auth", pb::move_window_request::Move::Narrow(major)).await
 }
 
-pub(crate) async fn migrations(cluster: &Cluster) -> Vec<pb::MigrationStatus> {
+async fn migrations(cluster: &Cluster) -> Vec<pb::MigrationStatus> {
     cluster.admin().list_migrations(pb::Empty {}).await.unwrap().into_inner().migrations
 }
 
-pub(crate) async fn turn(cluster: &Cluster, id: &str, back: bool) -> Result<pb::MigrationStatus, Public> {
+async fn turn(cluster: &Cluster, id: &str, back: bool) -> Result<pb::MigrationStatus, Public> {
     let ask = pb::TurnMigrationRequest { migration: id.into(), back };
     cluster.admin().turn_migration(ask).await.map(tonic::Response::into_inner).map_err(|status| pb::from_status(&status))
 }
 
 /// Looks again and again, at most for a minute.
-pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
     let looking = async {
         let mut again = tokio::time::interval(Duration::from_millis(20));
         loop {
@@ -273,7 +273,7 @@ pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look
     tokio::time::timeout(Duration::from_secs(60), looking).await.unwrap_or_else(|_| panic!("not within a minute: {what}"))
 }
 
-pub(crate) async fn all_are(cluster: &Cluster, state: &str) {
+async fn all_are(cluster: &Cluster, state: &str) {
     until(state, || async { migrations(cluster).await.iter().all(|status| status.state == state).then_some(()) }).await;
 }
 

@@ -5,7 +5,7 @@ use crate::between::{Between, Through};
 use crate::crash::everything;
 use crate::drivers::{DRIVERS, Driver, FIRST, MEMORY, STEADY_MEMORY, finalize, reset};
 use crate::fault::Fault;
-use crate::samples::{all, old_row, registry};
+use crate::samples::{ALL, old_row, registry};
 use futures::future::{BoxFuture, FutureExt, ready};
 use migrate::{Limits, Mirror, Runner, journal_key};
 use std::collections::BTreeMap;
@@ -30,8 +30,8 @@ impl Between for Journals {
 /// The journals of all migrations in each state that they are ever in, by the state's name.
 async fn journals() -> BTreeMap<String, Journals> {
     let store = (STEADY_MEMORY.open)().await.store;
-    let mut known: BTreeMap<String, Journals> = BTreeMap::from([("absent".into(), Journals::default())]);
-    for migration in all() {
+    let mut all: BTreeMap<String, Journals> = BTreeMap::from([("absent".into(), Journals::default())]);
+    for migration in ALL {
         reset(store.as_ref(), &[old_row(&migration, "a", 1)]).await;
         let runner = Runner::new(Arc::clone(&store), migration, FIRST, "one", Limits::default()).unwrap();
         let journal = journal_key(migration.id).unwrap();
@@ -43,11 +43,11 @@ async fn journals() -> BTreeMap<String, Journals> {
                 let item = store.get(&journal).await.unwrap().unwrap();
                 let spec = &serde_json::from_slice::<serde_json::Value>(&item.value).unwrap()["spec"];
                 let name = if spec["swept"] == true { "swept" } else { spec["state"].as_str().unwrap() };
-                known.entry(name.to_owned()).or_default().0.insert(journal.clone(), Item { revision: 0, ..item });
+                all.entry(name.to_owned()).or_default().0.insert(journal.clone(), Item { revision: 0, ..item });
             }
         }
     }
-    known
+    all
 }
 
 async fn keeps_the_contract(driver: &Driver, registry: &Registry, journals: &Journals) {

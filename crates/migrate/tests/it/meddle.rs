@@ -2,7 +2,7 @@
 
 use crate::between::{Between, Through};
 use crate::drivers::{DRIVERS, FIRST, MEMORY, finalize, govern, reset};
-use crate::samples::{RESHAPED, all, key, new_value, old_row, registry};
+use crate::samples::{ALL, RESHAPED, key, new_value, old_row, registry};
 use futures::future::{BoxFuture, FutureExt};
 use migrate::{Limits, Mirror, Outcome, Runner, read_progress};
 use std::sync::Arc;
@@ -33,7 +33,7 @@ fn runner(inner: &Arc<dyn Store>, migration: upgrade::migrate::Migration, deed: 
 #[tokio::test]
 async fn a_row_written_between_the_read_and_the_commit_is_never_overwritten() {
     for driver in DRIVERS {
-        for migration in all() {
+        for migration in ALL {
             let opened = (driver.open)().await;
             let store = &opened.store;
             let names = ["a", "b", "c", "d", "e", "f"];
@@ -89,7 +89,7 @@ async fn a_window_widened_between_the_read_and_the_commit_keeps_the_old_writers_
 async fn a_batch_whose_rows_were_written_meanwhile_comes_to_nothing() {
     let opened = (MEMORY.open)().await;
     let store = &opened.store;
-    for migration in all() {
+    for migration in ALL {
         for phase in [Phase::Copy, Phase::Sweep] {
             reset(store.as_ref(), &[old_row(&migration, "a", 1)]).await;
             let plain = Runner::new(Arc::clone(store), migration, FIRST, "one", Limits::default()).unwrap();

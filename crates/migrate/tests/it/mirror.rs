@@ -2,7 +2,7 @@
 
 use crate::drivers::{DRIVERS, FIRST, MEMORY, finalize, reset};
 use crate::fault::Fault;
-use crate::samples::{INDEX, MOVED, RESHAPED, all, key, new_value, old_row, registry};
+use crate::samples::{ALL, INDEX, MOVED, RESHAPED, key, new_value, old_row, registry};
 use migrate::{Limits, Mirror, Outcome, Runner};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ fn put(migration: &Migration, name: &str, size: u64) -> Batch {
 #[tokio::test]
 async fn a_writer_with_a_stale_view_is_refused_by_the_store_and_looks_again() {
     for driver in DRIVERS {
-        for migration in all() {
+        for migration in ALL {
             let opened = (driver.open)().await;
             let store = &opened.store;
             reset(store.as_ref(), &rows(&migration, 3)).await;
@@ -114,7 +114,7 @@ async fn what_only_the_new_form_can_say_waits_for_the_contraction() {
 #[tokio::test]
 async fn conditions_and_keep_alives_follow_the_truth_through_every_state() {
     for driver in DRIVERS {
-        for migration in all() {
+        for migration in ALL {
             let opened = (driver.open)().await;
             let store = &opened.store;
             reset(store.as_ref(), &rows(&migration, 3)).await;
@@ -157,7 +157,7 @@ async fn conditions_and_keep_alives_follow_the_truth_through_every_state() {
 #[tokio::test]
 async fn a_watch_through_flip_undo_and_contraction_tells_everything_once() {
     for driver in DRIVERS {
-        for migration in all() {
+        for migration in ALL {
             let opened = (driver.open)().await;
             let store = &opened.store;
             reset(store.as_ref(), &rows(&migration, 4)).await;

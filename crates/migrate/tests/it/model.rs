@@ -1,7 +1,7 @@
 //! Random rows, random writes, random steps: the mirror always equals a map, and up, undo, up equals up.
 
 use crate::drivers::{FIRST, MEMORY, dump, finalize, reset};
-use crate::samples::{all, key, new_value, old_row, registry};
+use crate::samples::{ALL, key, new_value, old_row, registry};
 use migrate::{Limits, Mirror, Outcome, Runner};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -87,7 +87,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let opened = (MEMORY.open)().await;
-            for migration in all() {
+            for migration in ALL {
                 Box::pin(play(&opened.store, migration, &seed, &acts)).await;
             }
         });
@@ -95,7 +95,7 @@ proptest! {
 
     #[test]
     fn there_and_back_is_the_same_for_any_row(of in "[a-z][a-z0-9-]{0,20}", size: u64, extra in "[ -~&&[^\"\\\\]]{0,40}") {
-        for migration in all().iter().filter(|migration| migration.is_one_to_one()) {
+        for migration in ALL.iter().filter(|migration| migration.is_one_to_one()) {
             let (key, value) = old_row(migration, &of, size);
             let value = String::from_utf8(value).unwrap().replace("\"kept\":", &format!("\"{extra}x\":"));
             let old = Row::new(key, value);

@@ -1,7 +1,7 @@
 //! Bad rows, writers that bypass a migration, the older binary, retention, and what a status says.
 
 use crate::drivers::{DRIVERS, FIRST, MEMORY, dump, fence, finalize, govern, reset};
-use crate::samples::{INDEX, MOVED, RESHAPED, all, key, new_value, old_row, registry};
+use crate::samples::{ALL, INDEX, MOVED, RESHAPED, key, new_value, old_row, registry};
 use migrate::{Limits, Mirror, Outcome, RepairError, Runner, StepError, read_journal, read_progress, status};
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,7 +85,7 @@ async fn what_the_older_binary_wrote_before_and_after_an_undo_is_what_the_second
     for driver in DRIVERS {
         let opened = (driver.open)().await;
         let store = &opened.store;
-        for migration in all() {
+        for migration in ALL {
             reset(store.as_ref(), &rows(&migration, 6)).await;
             let runner = runner(store, migration);
             let step = runner.step(Goal::Up).await.unwrap();
@@ -125,7 +125,7 @@ async fn what_the_older_binary_wrote_before_and_after_an_undo_is_what_the_second
 async fn a_writer_that_bypasses_the_migration_is_found_and_the_truth_stays_old() {
     let opened = (MEMORY.open)().await;
     let store = &opened.store;
-    for migration in all() {
+    for migration in ALL {
         reset(store.as_ref(), &rows(&migration, 7)).await;
         let runner = runner(store, migration);
         let mut n = 100;

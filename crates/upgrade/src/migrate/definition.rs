@@ -35,8 +35,8 @@ pub struct BadRow {
 pub enum Form {
     /// Not at all; only for moved rows.
     Kept,
-    /// As a document of the one version, which becomes one of the other. Its expiry belongs to the store's item and stays.
-    Document { versions: [&'static str; 2], up: fn(Document) -> Result<Document, String>, down: fn(Document) -> Result<Document, String> },
+    /// As a document. Its expiry belongs to the store's item and stays.
+    Document { up: fn(Document) -> Result<Document, String>, down: fn(Document) -> Result<Document, String> },
     /// As bytes.
     Bytes { up: fn(&[u8]) -> Result<Vec<u8>, String>, down: fn(&[u8]) -> Result<Vec<u8>, String> },
 }
@@ -266,7 +266,7 @@ impl Form {
     fn up(&self, key: &str, value: &[u8]) -> Result<Vec<u8>, String> {
         match self {
             Self::Kept => Ok(value.to_vec()),
-            Self::Document { versions: [older, newer], up, .. } => through(key, value, (*older, *newer), *up),
+            Self::Document { up, .. } => through(key, value, *up),
             Self::Bytes { up, .. } => up(value),
         }
     }
@@ -274,21 +274,18 @@ impl Form {
     fn down(&self, key: &str, value: &[u8]) -> Result<Vec<u8>, String> {
         match self {
             Self::Kept => Ok(value.to_vec()),
-            Self::Document { versions: [older, newer], down, .. } => through(key, value, (*newer, *older), *down),
+            Self::Document { down, .. } => through(key, value, *down),
             Self::Bytes { down, .. } => down(value),
         }
     }
 }
 
 /// Changes a document, and holds it against the key that it is to have.
-fn through(key: &str, value: &[u8], (from, to): (&str, &str), change: fn(Document) -> Result<Document, String>) -> Result<Vec<u8>, String> {
+fn through(key: &str, value: &[u8], change: fn(Document) -> Result<Document, String>) -> Result<Vec<u8>, String> {
     let read = |error: BadDocument| error.to_string();
     let document = Document::from_json(value).map_err(read)?;
-    if document.version != from {
-        return Err(format!("it is of version {}, not of {from}", document.version));
-    }
     let expires = document.metadata.expires;
-    let changed = Document { version: to.into(), ..change(document)? };
+    let changed = change(document)?;
     if changed.metadata.expires != expires {
         return Err("a migration may not change when a document expires".into());
     }

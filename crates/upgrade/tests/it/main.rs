@@ -10,9 +10,6 @@
 
 mod broken;
 mod flow;
-mod golden;
-#[path = "../../../types/tests/it/hold.rs"]
-mod hold;
 mod model;
 mod random;
 mod scenarios;

@@ -10,11 +10,13 @@ pub(crate) const TO: ClusterVersion = ClusterVersion { major: 9, step: 0 };
 fn grow(mut document: Document) -> Result<Document, String> {
     let size = document.spec.get("size").and_then(serde_json::Value::as_u64).ok_or("its size is not a number")?;
     document.spec = serde_json::json!({ "size": { "cm": size } });
+    document.version = "v2".into();
     Ok(document)
 }
 fn shrink(mut document: Document) -> Result<Document, String> {
     let size = document.spec["size"]["cm"].as_u64().ok_or("it has no size")?;
     document.spec = serde_json::json!({ "size": size });
+    document.version = "v1".into();
     Ok(document)
 }
 fn device(mut document: Document) -> Result<Document, String> {
@@ -32,17 +34,13 @@ pub(crate) const RESHAPED: Migration = Migration {
     from: FROM,
     to: TO,
     floor: 8,
-    change: Change::InPlace { dir: "doc/widget", form: Form::Document { versions: ["v1", "v2"], up: grow, down: shrink } },
+    change: Change::InPlace { dir: "doc/widget", form: Form::Document { up: grow, down: shrink } },
     repair: None,
     source: "fn grow(a, b,) { 1 }",
 };
 pub(crate) const MOVED: Migration = Migration {
     id: "9-gadget-device",
-    change: Change::Moved {
-        from: "doc/gadget",
-        to: "doc/device",
-        form: Form::Document { versions: ["v1", "v1"], up: device, down: gadget },
-    },
+    change: Change::Moved { from: "doc/gadget", to: "doc/device", form: Form::Document { up: device, down: gadget } },
     ..RESHAPED
 };
 
