@@ -17,7 +17,7 @@ use rules::{Permit, permit::Write};
 use std::time::Duration;
 use types::{Code, ControlRecord, EventKind, Public, ResourceName, Version};
 use upgrade::{
-    plan::{Bar, Direction, Outcome, Pause, Said, Stage, Step, Upgrade, View, Waiver, decide, plan},
+    plan::{Bar, Direction, Outcome, Pause, Said, Stage, Upgrade, View, Waiver, decide, plan},
     render,
 };
 use wire::api::{self as pb, steer_upgrade_request::Order};
@@ -64,16 +64,20 @@ fn json<T: serde::Serialize>(value: &T) -> Result<bytes::Bytes, Fault> {
 }
 
 /// A plan of a large cluster takes a while: one is made at a time, beside everything else that is served.
-async fn reply(call: &Call, view: View, with_view: bool) -> Result<pb::PlanUpgradeReply, Fault> {
+async fn aside<T: Send + 'static>(call: &Call, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Fault> {
     let busy = || Public::new(Code::Unavailable, "another plan is being made").hint("try again");
     let turn = tokio::time::timeout(PATIENCE, call.core.plans.clone().acquire_owned()).await;
     let turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
     let made = tokio::task::spawn_blocking(move || {
-        let made = planned(&view, with_view);
+        let made = work();
         drop(turn);
         made
     });
-    made.await.map_err(|error| Fault::Internal(error.to_string()))?
+    made.await.map_err(|error| Fault::Internal(error.to_string()))
+}
+
+async fn reply(call: &Call, view: View, with_view: bool) -> Result<pb::PlanUpgradeReply, Fault> {
+    aside(call, move || planned(&view, with_view)).await?
 }
 
 fn planned(view: &View, with_view: bool) -> Result<pb::PlanUpgradeReply, Fault> {
@@ -204,11 +208,10 @@ async fn apply(call: &Call, permit: &Permit<Write>, apply: &pb::ApplyUpgrade) ->
                 .hint("see: tctl upgrade status")
                 .into());
         }
+        let outcome = aside(call, move || plan(&view)).await?;
+        let mut upgrade = accepted(&outcome, &apply.plan)?.clone();
         // What an earlier one left, if its end was cut off.
         book::close(core).await?;
-        let outcome = plan(&view);
-        let begun = accepted(&outcome, &apply.plan)?;
-        let mut upgrade = begun.clone();
         (upgrade.by, upgrade.begun, upgrade.parent) = (call.name(), call.now, outcome.id.clone());
         let next = upgrade.clone().write_to(&control.record);
         if windows::write(core, &control, next).await?.is_some() {
@@ -227,11 +230,7 @@ fn accepted<'a>(outcome: &'a Outcome, read: &str) -> Result<&'a Upgrade, Fault> 
     if let Some(block) = decision.blocked.first() {
         return Err(Public::new(Code::UpgradeRefused, format!("{} {}", block.code, block.cause)).hint(block.cure.clone()).into());
     }
-    let begun = decision.next.iter().find_map(|step| match step {
-        Step::Begin { upgrade } => Some(upgrade.as_ref()),
-        _ => None,
-    });
-    let Some(begun) = begun else {
+    let Some(begun) = decision.begins() else {
         let cause = decision.waits.first().map_or("there is nothing to do".to_owned(), |wait| format!("{} {}", wait.code, wait.cause));
         return Err(Public::new(Code::UpgradeRefused, cause).hint("see: tctl upgrade plan").into());
     };

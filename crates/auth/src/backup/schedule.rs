@@ -8,7 +8,7 @@
 
 use super::{
     make::MakeError,
-    place::{Opened, Place, PlaceError, name_of},
+    place::{Opened, Place, PlaceError, Upload, name_of},
     turn::{self, Last, Running, State, Turn},
 };
 use crate::{
@@ -260,21 +260,33 @@ async fn write(core: &Arc<Core>, schedule: &Schedule, place: &Opened, turn: &mut
     if !turn.begin(running).await? {
         return Err(Failed::Overtaken);
     }
-    let made = core.make_backup(Protection::Recipients(schedule.recipients.clone()), upload, Arc::default()).await?;
-    made.sink.complete().await?;
-    let (source, _) = place.read(name).await?;
-    prove(source, &made.written).await?;
-    core.note_backup(&made.written, made.manifest.revision).await;
+    let written = fill(core, place, name, upload, schedule.recipients.clone()).await?;
     Ok(Last {
         at: now,
         name: name.to_owned(),
-        id: made.written.head.id.to_string(),
-        digest: made.written.digest.to_string(),
-        bytes: made.written.bytes,
+        id: written.head.id.to_string(),
+        digest: written.digest.to_string(),
+        bytes: written.bytes,
         by: core.host_id,
         node: core.node_name.clone(),
         extra: Extra::new(),
     })
+}
+
+/// Makes a backup into an upload that was begun, reads it again from where it lies, and notes it.
+pub(crate) async fn fill(
+    core: &Arc<Core>,
+    place: &Opened,
+    name: &str,
+    upload: Upload,
+    recipients: Vec<Recipient>,
+) -> Result<Written, Failed> {
+    let made = core.make_backup(Protection::Recipients(recipients), upload, Arc::default()).await?;
+    made.sink.complete().await?;
+    let (source, _) = place.read(name).await?;
+    prove(source, &made.written).await?;
+    core.note_backup(&made.written, made.manifest.revision).await;
+    Ok(made.written)
 }
 
 pub(crate) async fn remove(place: &Opened, name: &str) {
@@ -284,7 +296,7 @@ pub(crate) async fn remove(place: &Opened, name: &str) {
 }
 
 /// Reads again what lies there now: signature and digests, without a key.
-pub(crate) async fn prove(source: Box<dyn Read + Send>, written: &Written) -> Result<(), Failed> {
+async fn prove(source: Box<dyn Read + Send>, written: &Written) -> Result<(), Failed> {
     let (signer, digest) = (written.head.signer.fingerprint(), written.digest);
     let proving = tokio::task::spawn_blocking(move || backup::check(source, &Trust::Pinned(vec![signer])));
     let checked = proving.await.map_err(|error| Failed::Core(error.to_string()))??;

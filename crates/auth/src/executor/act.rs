@@ -125,7 +125,7 @@ fn under(look: &Look) -> Option<&serde_json::Value> {
     look.control.record.upgrade.as_ref()
 }
 
-/// A window moves only while the upgrade stands as it was looked at. What need only be waited for is no fault.
+/// A window moves only while the upgrade stands as it was looked at.
 async fn moved(core: &Arc<Core>, look: &Look, wanted: Move) -> Result<(), Fault> {
     let asked = Asked { wanted, insists: true, patience: PATIENCE, under: under(look).cloned() };
     let record = windows::move_windows(core, &asked).await?;

@@ -106,13 +106,7 @@ fn member(document: &Resource<kind::Member>, told: Option<&Told>, walk: Option<W
     if member.roles.contains(&SystemRole::Proxy) {
         member.class = document.spec.labels.get(REGION).cloned().unwrap_or_default();
     }
-    member.told = told.map(|told| plan::Told {
-        version: told.version.clone(),
-        at: told.at,
-        boot: told.boot.clone(),
-        attempts: told.attempts,
-        failed: report.and_then(|report| failed(&report, told)),
-    });
+    member.told = told.map(|told| planned(told, report.and_then(|report| failed(&report, told))));
     member.path = walk;
     member
 }
@@ -131,16 +125,15 @@ fn lost(id: &ResourceName, told: &Told) -> Member {
         class: told.class.clone(),
         serves: BTreeSet::new(),
         by_hand: false,
-        told: Some(plan::Told {
-            version: told.version.clone(),
-            at: told.at,
-            boot: told.boot.clone(),
-            attempts: told.attempts,
-            failed: None,
-        }),
+        told: Some(planned(told, None)),
         path: None,
         drains_until: None,
     }
+}
+
+/// What was said, as the planner knows it.
+fn planned(told: &Told, failed: Option<String>) -> plan::Told {
+    plan::Told { version: told.version.clone(), at: told.at, boot: told.boot.clone(), attempts: told.attempts, failed }
 }
 
 /// What the updater reports against what it was told.

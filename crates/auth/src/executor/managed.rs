@@ -11,7 +11,7 @@ use crate::{
 };
 use std::{sync::Arc, time::Duration};
 use types::{EventKind, Time, Version};
-use upgrade::plan::{Managed, Release, Step, View, plan};
+use upgrade::plan::{Managed, Release, View, plan};
 
 /// Between two looks for a new release.
 const EVERY: Duration = Duration::from_secs(60);
@@ -45,19 +45,15 @@ pub(super) async fn begin(core: &Arc<Core>, watch: &mut Watch) -> Result<bool, F
         return Ok(false);
     }
     look.view.asked = Some(target);
-    // What an earlier one left, if its end was cut off.
-    book::close(core).await?;
     let outcome = plan(&look.view);
-    let begun = outcome.decision.next.iter().find_map(|step| match step {
-        Step::Begin { upgrade } => Some(upgrade.as_ref().clone()),
-        _ => None,
-    });
-    let Some(mut upgrade) = begun.filter(|_| outcome.decision.blocked.is_empty()) else {
+    let Some(mut upgrade) = outcome.decision.begins().cloned() else {
         if let Some(block) = outcome.decision.blocked.first() {
             tracing::warn!(code = %block.code, cause = block.cause, "a new release is there, and the cluster cannot take it");
         }
         return Ok(false);
     };
+    // What an earlier one left, if its end was cut off.
+    book::close(core).await?;
     (upgrade.by, upgrade.parent) = (BY.into(), outcome.id.clone());
     let event = core.event(EventKind::UpgradeBegin).with("from", upgrade.from.to_string()).with("to", upgrade.target.to_string());
     let event = event.with("upgrade", upgrade.id.as_str()).with("plan", outcome.id.as_str()).with("by", BY);

@@ -11,13 +11,13 @@ use crate::{
         drill::{Scratch, drill},
         place::{Opened, Place},
         restore::{RestoreError, Terms, restore},
-        schedule::{free_name, prove, remove},
+        schedule::{fill, free_name, remove},
     },
     core::{Core, Fault},
     executor::book::{self, Proof},
     world::StoreClock,
 };
-use backup::{PrivateKey, Protection, Trust, Unlock};
+use backup::{PrivateKey, Trust, Unlock};
 use futures::future::BoxFuture;
 use net::clock::SharedClock;
 use std::{
@@ -113,13 +113,7 @@ impl Workshop {
         let name = free_name(&opened, core.cluster.as_str(), core.now()).await.map_err(|error| error.to_string())?;
         let written = async {
             let upload = opened.begin(&name).await.map_err(|error| error.to_string())?;
-            let protection = Protection::Recipients(recipients);
-            let made = core.make_backup(protection, upload, Arc::default()).await.map_err(|error| error.to_string())?;
-            made.sink.complete().await.map_err(|error| error.to_string())?;
-            let (source, _) = opened.read(&name).await.map_err(|error| error.to_string())?;
-            prove(source, &made.written).await.map_err(|error| error.to_string())?;
-            core.note_backup(&made.written, made.manifest.revision).await;
-            Ok::<_, String>(made.written)
+            fill(core, &opened, &name, upload, recipients).await.map_err(|error| error.to_string())
         };
         match written.await {
             Ok(written) => Ok((name, written)),

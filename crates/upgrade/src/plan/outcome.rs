@@ -301,6 +301,12 @@ impl Verdict {
 }
 
 impl Decision {
+    /// The upgrade that would begin, if nothing stands against it.
+    pub fn begins(&self) -> Option<&Upgrade> {
+        let begun = self.next.iter().find_map(|step| if let Step::Begin { upgrade } = step { Some(upgrade.as_ref()) } else { None });
+        begun.filter(|_| self.blocked.is_empty())
+    }
+
     pub fn verdict(&self) -> Verdict {
         let failed = self.upgrade.as_ref().and_then(|upgrade| upgrade.paused.as_ref()).is_some_and(|pause| pause.failed);
         if failed {
